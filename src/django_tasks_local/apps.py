@@ -1,0 +1,19 @@
+"""The Django app: only needed so that ``manage.py check`` always sees the settings."""
+
+from django.apps import AppConfig
+
+__all__ = ["DjangoTasksLocalConfig"]
+
+
+class DjangoTasksLocalConfig(AppConfig):
+    """``"django_tasks_local"`` in INSTALLED_APPS."""
+
+    name = "django_tasks_local"
+    verbose_name = "Tasks"
+
+    def ready(self) -> None:
+        """Have Django's check of the task backends run.
+
+        Django registers it where something imports `django.tasks`.
+        """
+        import django.tasks  # noqa: F401

@@ -1,0 +1,93 @@
+"""What a task sees: its result's id, its context, and the slot it runs on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from django.tasks.base import TaskContext
+
+if TYPE_CHECKING:
+    from .protocols import ParentLink, SlotLender
+
+    # Generic for type checkers only: subscripting it fails at run time.
+    class _TaskContext(TaskContext[..., Any]):
+        pass
+else:
+    _TaskContext = TaskContext
+
+__all__ = [
+    "LocalTaskContext",
+    "RunningTask",
+    "current_result_id",
+    "enter_task",
+    "is_running",
+    "lending_slot",
+    "parent_link",
+    "running_task",
+    "set_parent_link",
+]
+
+current_result_id: ContextVar[str] = ContextVar("current_result_id")
+"""The id of the result of the task that is running here; LookupError outside one."""
+
+
+class LocalTaskContext(_TaskContext):
+    """Given to a task defined with ``takes_context=True`` as its first argument.
+
+    `task_result` is the task's own result as of the start of this attempt, and
+    `attempt` that attempt's number, beginning with 1.
+    """
+
+    __slots__ = ()
+
+
+class RunningTask(NamedTuple):
+    """The task that is running here, and who lends its slot while it waits."""
+
+    host: "SlotLender"
+    result_id: str
+    alias: str
+
+
+running_task: ContextVar[RunningTask | None] = ContextVar("running_task", default=None)
+
+
+def enter_task(host: "SlotLender", result_id: str, alias: str, /) -> None:
+    """Let what runs in this context from now on be that task."""
+    current_result_id.set(result_id)
+    running_task.set(RunningTask(host, result_id, alias))
+
+
+def is_running(alias: str, /) -> bool:
+    """Whether the code that asks is part of a running task of that alias."""
+    running = running_task.get()
+    return running is not None and running.alias == alias
+
+
+@contextmanager
+def lending_slot() -> Iterator[None]:
+    """Lend the slot of the task that is running here, if one is, for a while."""
+    running = running_task.get()
+    if running is None:
+        yield
+        return
+    running.host.lend_slot(running.result_id)
+    try:
+        yield
+    finally:
+        running.host.reclaim_slot(running.result_id)
+
+
+_parent_link: "ParentLink | None" = None
+
+
+def parent_link() -> "ParentLink | None":
+    """In a worker process, the way to its parent; None anywhere else."""
+    return _parent_link
+
+
+def set_parent_link(link: "ParentLink | None", /) -> None:
+    """Called once by a worker process, and in a fork of one."""
+    global _parent_link
+    _parent_link = link

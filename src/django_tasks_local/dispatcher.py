@@ -1,0 +1,323 @@
+"""Feeds free slots, records what becomes of each task, and wakes who waits for it."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import Context
+from functools import partial
+from heapq import heappop, heappush
+from typing import Any, cast
+
+from django.dispatch import Signal
+from django.tasks.base import Task, TaskResultStatus
+
+from .async_bridge import Completion
+from .context import enter_task
+from .errors import QueueFull, TaskFailed
+from .locks import BargingLock
+from .options import LocalOptions
+from .protocols import ExecutorFactory, ResultStore, TaskExecutor
+from .records import (
+    Call,
+    EnqueueRequest,
+    GetRequest,
+    Outcome,
+    Record,
+    Refusal,
+    Timestamp,
+    apply_outcome,
+    apply_start,
+)
+from .results import handle_of
+from .signals import send, task_finished, task_started
+from .task_queue import TaskQueue
+from .worker import lost_outcome
+
+__all__ = ["Dispatcher", "Job", "Retired"]
+
+logger = logging.getLogger("django_tasks_local")
+
+
+class Retired(Exception):
+    """The dispatcher takes no new tasks: another one has taken its place."""
+
+
+class Job(Completion):
+    """A task from its enqueue to its end."""
+
+    __slots__ = ("context", "is_running", "lent", "task")
+
+    def __init__(
+        self, record: Record, *, task: "Task[..., Any]", context: Context
+    ) -> None:
+        super().__init__(record)
+        self.task = task
+        self.context = context
+        self.is_running = False
+        self.lent = 0
+
+
+class Dispatcher:
+    """What an alias runs in this process: those that wait, and those that run.
+
+    A task leaves the queue only into a free slot. It is the `WorkerHost` of its
+    executor.
+    """
+
+    def __init__(
+        self,
+        *,
+        alias: str,
+        sender: type,
+        options: LocalOptions,
+        store: ResultStore,
+        serve: Callable[[EnqueueRequest | GetRequest], Record | Refusal],
+        find_job: Callable[[str, str], Job | None],
+        on_done: Callable[[], None],
+    ) -> None:
+        self.alias = alias
+        self._sender = sender
+        self._options = options
+        self._store = store
+        self._serve = serve
+        self._find_job = find_job
+        self._on_done = on_done
+        self._lock = BargingLock()
+        self._all_ended = threading.Condition(cast("threading.Lock", self._lock))
+        self._queue = TaskQueue[Job]()
+        self._jobs: dict[str, Job] = {}
+        self._pending = 0  # places taken: those in the queue and on their way there
+        self._running = 0
+        self._lent = 0
+        self._free_slots: list[int] = []  # a heap: low numbers are used first
+        self._slot_count = 0
+        self._is_retired = False
+        self._executor: TaskExecutor | None = None
+        self._executor_lock = threading.Lock()
+
+    # What the state asks of it.
+
+    def start(self) -> None:
+        """Make the executor, unless that is done. Raises what its factory raises."""
+        if self._executor is None:
+            with self._executor_lock:  # the factory is called once
+                if self._executor is None:
+                    self._executor = self._options.executor(self._options, host=self)
+
+    def admit(self, job: Job, /) -> None:
+        """Take a place in the queue for a task that is about to be stored.
+
+        Raises QueueFull where there is none, Retired once `retire` was called.
+        """
+        limit = self._options.max_pending
+        with self._lock:  # decides who gets the last place
+            if self._is_retired:
+                raise Retired
+            if limit is not None and self._pending >= limit:
+                raise QueueFull(
+                    f"{self._pending} tasks are waiting, and "
+                    f"TASKS[{self.alias!r}]['OPTIONS']['MAX_PENDING'] is {limit}."
+                )
+            self._pending += 1
+            self._jobs[job.record.id] = job
+
+    def refuse(self, job: Job, /) -> None:
+        """Give the place back, of a task that was not stored after all."""
+        with self._lock:
+            self._pending -= 1
+            self._drop(job)
+            is_done = self._is_retired and not self._jobs
+        if is_done:
+            self._close()
+
+    def push(self, job: Job, /) -> None:
+        """Put an admitted task, which is stored now, into its place."""
+        with self._lock:
+            self._queue.push(job, priority=job.record.task.priority)
+            due = self._take_due()
+        self._submit(due)
+
+    def job(self, result_id: str, /) -> Job | None:
+        """The task of that id, until it is finished."""
+        return self._jobs.get(result_id)
+
+    def unfinished_ids(self) -> list[str]:
+        """The ids of the tasks that wait or run, the oldest first."""
+        with self._lock:
+            return list(self._jobs)
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Block until no task waits or runs; False after `timeout_s` seconds."""
+        with self._all_ended:
+            return self._all_ended.wait_for(
+                lambda: not self._jobs, timeout_s
+            )
+
+    def retire(self) -> None:
+        """Take no new tasks, run those that are here, then end the executor."""
+        with self._lock:  # decides whether there is anything to wait for
+            self._is_retired = True
+            is_done = not self._jobs
+        if is_done:
+            self._close()
+
+    def drop_queued(self, reason: str) -> None:
+        """Fail the tasks that still wait, so that nobody waits for them."""
+        with self._lock:
+            jobs = self._queue.drain()
+            self._pending -= len(jobs)
+        for job in jobs:
+            job.context.run(enter_task, self, job.record.id, self.alias)
+            self._finish(job, lost_outcome(job.record.id, reason))
+
+    def end(self, *, timeout_s: float) -> None:
+        """End the executor, whatever still runs. May be called twice."""
+        if self._executor is not None:
+            self._executor.shutdown(timeout_s=timeout_s)
+
+    # What the executor tells and asks (WorkerHost).
+
+    def started(self, result_id: str, /, *, worker_id: str, at: Timestamp) -> Record:
+        job = self._jobs[result_id]
+        record = apply_start(job.record, worker_id=worker_id, at=at)
+        self._save(record)
+        job.record = record
+        job.context.run(enter_task, self, record.id, self.alias)
+        self._send(task_started, job, record)
+        return record
+
+    def serve(self, request: EnqueueRequest | GetRequest, /) -> Record | Refusal:
+        return self._serve(request)
+
+    def on_finished(
+        self, alias: str, result_id: str, notify: Callable[[], None], /
+    ) -> Callable[[], None] | None:
+        job = self._find_job(alias, result_id)
+        if job is None or not job.add_waiter(notify):
+            return None
+        return partial(job.remove_waiter, notify)
+
+    def lend_slot(self, result_id: str, /) -> None:
+        with self._lock:
+            job = self._jobs.get(result_id)
+            if job is None or not job.is_running:
+                return
+            job.lent += 1
+            if job.lent > 1:
+                return
+            self._lent += 1
+            due = self._take_due()
+        self._submit(due)
+
+    def reclaim_slot(self, result_id: str, /) -> None:
+        with self._lock:
+            job = self._jobs.get(result_id)
+            if job is None or not job.lent:
+                return
+            job.lent -= 1
+            if job.lent == 0:
+                self._lent -= 1
+
+    # From the queue to the executor, and back.
+
+    def _take_due(self) -> list[tuple[Job, int]]:
+        """Give each free slot the task that is next. To be called under the lock."""
+        due: list[tuple[Job, int]] = []
+        while self._queue and self._running - self._lent < self._options.max_workers:
+            job = self._queue.pop()
+            job.is_running = True
+            self._pending -= 1
+            self._running += 1
+            if self._free_slots:
+                due.append((job, heappop(self._free_slots)))
+            else:
+                due.append((job, self._slot_count))
+                self._slot_count += 1
+        return due
+
+    def _submit(self, due: list[tuple[Job, int]]) -> None:
+        executor = self._executor
+        assert executor is not None  # `start` comes before the first `admit`
+        for job, slot in due:
+            call = Call(job.record, slot, job.task.func, job.context)
+            executor.submit(call).add_done_callback(partial(self._ended, job, slot))
+
+    def _ended(self, job: Job, slot: int, future: Future[Outcome]) -> None:
+        self._finish(job, future.result(), slot=slot)
+
+    def _finish(self, job: Job, outcome: Outcome, *, slot: int | None = None) -> None:
+        record = apply_outcome(job.record, outcome)
+        self._save(record)
+        self._send(task_finished, job, record)
+        job.finish(record)
+        self._forget_old_results()
+        with self._lock:  # decides what the slot does next, and whether all is done
+            self._drop(job)
+            if slot is not None:
+                self._running -= 1
+                heappush(self._free_slots, slot)
+            if job.lent:
+                self._lent -= 1
+            due = self._take_due()
+            is_done = self._is_retired and not self._jobs
+        self._submit(due)
+        if is_done:
+            self._close()
+
+    def _drop(self, job: Job) -> None:
+        del self._jobs[job.record.id]
+        if not self._jobs:
+            self._all_ended.notify_all()
+
+    def _save(self, record: Record) -> None:
+        try:
+            is_saved = self._store.save([record])[0]
+        except Exception:  # a store's; the task goes on all the same
+            logger.exception(
+                "TASKS[%r]: the store failed to save result %s as %s",
+                self.alias,
+                record.id,
+                record.status,
+            )
+        else:
+            if not is_saved:
+                logger.error(
+                    "TASKS[%r]: the store refused to save result %s as %s",
+                    self.alias,
+                    record.id,
+                    record.status,
+                )
+
+    def _forget_old_results(self) -> None:
+        keep = self._options.max_results
+        if keep is not None:
+            try:
+                self._store.discard(keep=keep)
+            except Exception:  # a store's; the next task's end tries again
+                logger.exception("TASKS[%r]: old results stay in the store", self.alias)
+
+    def _close(self) -> None:
+        self.end(timeout_s=0.0)
+        self._on_done()
+
+    # Signals.
+
+    def _send(self, signal: Signal, job: Job, record: Record) -> None:
+        # The receivers, Django's logging among them, see what the task sees.
+        job.context.run(self._send_in_context, signal, job, record)
+
+    def _send_in_context(self, signal: Signal, job: Job, record: Record) -> None:
+        result = handle_of(record, waitable=job, task=job.task)
+        if record.status is not TaskResultStatus.FAILED:
+            send(signal, self._sender, result)
+            return
+        # Django's receiver logs the exception that is being handled.
+        path, traceback = record.errors[-1]
+        try:
+            raise TaskFailed(
+                result_id=record.id, exception_class_path=path, traceback=traceback
+            )
+        except TaskFailed as error:
+            error.__traceback__ = None  # ours, which would hide the task's
+            send(signal, self._sender, result)

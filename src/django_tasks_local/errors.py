@@ -1,0 +1,62 @@
+"""The exceptions that users of the library may catch."""
+
+from django.tasks.exceptions import TaskException
+
+__all__ = ["QueueFull", "TaskFailed", "WorkerLost"]
+
+
+class QueueFull(TaskException):
+    """Raised by an enqueue when ``MAX_PENDING`` tasks of the alias are waiting.
+
+    Nothing was stored, and the task will not run: enqueue it again later.
+    """
+
+
+class TaskFailed(Exception):
+    """Raised by ``wait()`` and ``await`` when the task ended as FAILED.
+
+    The task's own exception object never leaves the worker that ran it; what was
+    recorded of it is here, and is shown when this exception is printed.
+    """
+
+    def __init__(
+        self, *, result_id: str, exception_class_path: str, traceback: str
+    ) -> None:
+        super().__init__(result_id, exception_class_path, traceback)
+        self.result_id = result_id
+        """The id of the task's result."""
+        self.exception_class_path = exception_class_path
+        """The dotted path of the recorded exception's class."""
+        self.traceback = traceback
+        """The recorded traceback, as text."""
+
+    def __str__(self) -> str:
+        return (
+            f"Task {self.result_id} failed with {self.exception_class_path}\n\n"
+            f"{self.traceback.rstrip()}"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _task_failed, (
+            self.result_id,
+            self.exception_class_path,
+            self.traceback,
+        )
+
+
+def _task_failed(
+    result_id: str, exception_class_path: str, traceback: str
+) -> TaskFailed:
+    return TaskFailed(
+        result_id=result_id,
+        exception_class_path=exception_class_path,
+        traceback=traceback,
+    )
+
+
+class WorkerLost(Exception):
+    """Recorded as a task's error when the worker that ran it died.
+
+    It is never raised: a task that was lost is FAILED, its last error names this
+    class, and the error's text names the signal or the exit code.
+    """

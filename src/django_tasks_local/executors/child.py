@@ -1,0 +1,337 @@
+"""A worker process: what it does from its start to its end."""
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from itertools import count
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import assert_never
+
+import anyio.to_thread
+from django.db import connections
+from django.utils.module_loading import import_string
+
+from ..async_bridge import Completion
+from ..context import enter_task, set_parent_link
+from ..records import (
+    EnqueueRequest,
+    GetRequest,
+    Outcome,
+    Record,
+    Refusal,
+    apply_outcome,
+)
+from ..worker import close_connections, error_record, run_task
+from .messages import (
+    BootFailed,
+    FromChild,
+    Ready,
+    Reply,
+    Request,
+    Run,
+    Stop,
+    ToChild,
+    Unwatch,
+    Watch,
+    Watched,
+    pack,
+    unpack_to_child,
+)
+from .project import Project, see_project
+
+__all__ = ["WorkerMain"]
+
+_REST_S = 0.05
+
+
+class WorkerMain:
+    """What a worker process runs."""
+
+    def __init__(self, *, alias: str, parent_pid: int, project: Project) -> None:
+        self._alias = alias
+        self._parent_pid = parent_pid
+        self._project = project
+
+    def _bootstrap(self, parent_sentinel: int) -> int:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        os.close(parent_sentinel)
+        fd = forkserver.get_inherited_fds()
+        assert fd is not None  # the server has sent it
+        connection: Connection[bytes, bytes] = Connection(fd[0])
+        threading.Thread(
+            target=_leave_with_parent,
+            args=(connection.fileno(), self._parent_pid),
+            name="django-tasks-parent",
+            daemon=True,
+        ).start()
+        link = PipeLink(connection, alias=self._alias)
+        set_parent_link(_BootingLink())
+        try:
+            see_project(self._project)
+        except BaseException as err:
+            link.send(BootFailed(error_record(err).traceback))
+            return 1
+        set_parent_link(link)
+        os.register_at_fork(after_in_child=link.leave_to_parent)
+        link.send(Ready())
+        link.work()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return 0
+
+
+def _leave_with_parent(pipe_fd: int, parent_pid: int) -> None:
+    """End this process, whatever it does, as soon as its parent has ended.
+
+    The pipe hangs up by then, unless a fork of the parent holds its other end; the
+    parent's own death is seen where the system can tell of it.
+    """
+    poller = select.poll()
+    poller.register(pipe_fd, 0)  # hang-ups only: what is to be read is not for us
+    if sys.platform == "linux":
+        try:
+            poller.register(os.pidfd_open(parent_pid), select.POLLIN)
+        except ProcessLookupError:
+            os._exit(1)
+    poller.poll()
+    os._exit(1)
+
+
+class _BootingLink:
+    """Stands for the link while the project is being imported."""
+
+    def request(self, request: EnqueueRequest | GetRequest, /) -> Record:
+        raise RuntimeError(
+            "A task was enqueued or looked up while a worker process imports the main "
+            "module. Put what a script does under \"if __name__ == '__main__':\"."
+        )
+
+    def waitable(self, record: Record, /) -> "_ParentsResult":
+        raise RuntimeError("A worker process that is starting has nothing to wait for.")
+
+
+class PipeLink:
+    """The child's end of the pipe, and the `ParentLink` of its tasks.
+
+    Whichever thread waits for a message reads, for all of them: usually the main
+    thread does, with nobody else about, so that a call costs no change of threads.
+    """
+
+    def __init__(
+        self, connection: "Connection[bytes, bytes]", *, alias: str
+    ) -> None:
+        self.alias = alias
+        self._connection = connection
+        self._pid = os.getpid()
+        self._send_lock = threading.Lock()
+        self._arrival = threading.Condition()
+        self._is_reading = False
+        self._is_over = False
+        self._calls: deque[Record] = deque()
+        self._replies: dict[int, Record | Refusal] = {}
+        self._ids = count()
+        self._watched: dict[int, _ParentsResult] = {}
+        self._finished: deque[_ParentsResult] = deque()
+        self._is_pumping = False
+
+    # Calls.
+
+    def work(self) -> None:
+        """Run what the parent sends, until it says Stop."""
+        while True:
+            if not self._calls:
+                self._rest()
+            self._read_until(lambda: bool(self._calls) or self._is_over)
+            if self._is_over:
+                return
+            record = self._calls.popleft()
+            context = copy_context()
+            context.run(enter_task, self, record.id, record.alias)
+            outcome = run_task(record, context=context)
+            if os.getpid() != self._pid:
+                os._exit(0)  # a fork that the task made has come back from it
+            self.send(outcome)
+            del record, context, outcome
+
+    def _rest(self) -> None:
+        """Close the database's connections if no call comes soon."""
+        if connections.all(initialized_only=True) and not self._read_until(
+            lambda: bool(self._calls) or self._is_over, timeout_s=_REST_S
+        ):
+            close_connections()
+
+    # What a task asks of its parent.
+
+    def request(self, request: EnqueueRequest | GetRequest, /) -> Record:
+        request_id = next(self._ids)
+        self.send(Request(request_id, request))
+        self._read_until(lambda: request_id in self._replies or self._is_over)
+        answer = self._replies.pop(request_id)
+        if isinstance(answer, Refusal):
+            raise _as_exception(answer)
+        return answer
+
+    def waitable(self, record: Record, /) -> "_ParentsResult":
+        return _ParentsResult(self, record)
+
+    @contextmanager
+    def watching(self, result: "_ParentsResult", /) -> Iterator[None]:
+        """Have the result's `completion` finish when the parent's task does."""
+        watch_id = next(self._ids)
+        record = result.record
+        with self._arrival:
+            self._watched[watch_id] = result
+            needs_pump = not self._is_pumping
+            self._is_pumping = True
+        if needs_pump:
+            threading.Thread(
+                target=self._pump, name="django-tasks-wait", daemon=True
+            ).start()
+        self.send(Watch(watch_id, record.alias, record.id))
+        try:
+            yield
+        finally:
+            with self._arrival:
+                was_waiting = self._watched.pop(watch_id, None) is not None
+                self._arrival.notify_all()
+            if was_waiting:
+                self.send(Unwatch(watch_id))
+
+    def _pump(self) -> None:
+        """Read while somebody waits for a result, and fetch what has finished."""
+        while True:
+            self._read_until(
+                lambda: bool(self._finished) or not self._watched or self._is_over
+            )
+            with self._arrival:
+                if not self._finished:
+                    self._is_pumping = False
+                    return
+                result = self._finished.popleft()
+            result.fetch()
+
+    # The pipe.
+
+    def send(self, message: FromChild, /) -> None:
+        """Any thread."""
+        data = pack(message)
+        with self._send_lock:  # messages must not mix
+            self._connection.send_bytes(data)
+
+    def _read_until(
+        self, is_there: Callable[[], bool], *, timeout_s: float | None = None
+    ) -> bool:
+        """Read messages, or let another thread do so, until what is awaited has come.
+
+        False when `timeout_s` seconds passed without any message.
+        """
+        while True:
+            with self._arrival:  # decides who reads
+                while self._is_reading and not is_there():
+                    self._arrival.wait()
+                if is_there():
+                    return True
+                self._is_reading = True
+            message = None
+            is_in_time = False
+            try:
+                is_in_time = timeout_s is None or self._connection.poll(timeout_s)
+                if is_in_time:
+                    message = unpack_to_child(self._connection.recv_bytes())
+            except (EOFError, OSError):
+                message = Stop()
+            finally:
+                with self._arrival:
+                    self._is_reading = False
+                    if message is not None:
+                        self._take(message)
+                    self._arrival.notify_all()
+            if not is_in_time and message is None:
+                return False
+
+    def _take(self, message: ToChild) -> None:
+        match message:
+            case Run():
+                self._calls.append(message.record)
+            case Reply():
+                self._replies[message.request_id] = message.answer
+            case Watched():
+                result = self._watched.pop(message.watch_id, None)
+                if result is not None:
+                    self._finished.append(result)
+            case Stop():
+                self._is_over = True
+            case _:
+                assert_never(message)
+
+    def leave_to_parent(self) -> None:
+        """In a fork that a task made: the pipe is not its own."""
+        set_parent_link(None)
+        self._connection.close()
+
+    # As the host of its tasks, for what `context` may ask of one. The parent lends
+    # the slot when it is told of the wait.
+
+    def lend_slot(self, result_id: str, /) -> None:
+        pass
+
+    def reclaim_slot(self, result_id: str, /) -> None:
+        pass
+
+
+class _ParentsResult:
+    """A result of the parent's, to be waited for in its child."""
+
+    def __init__(self, link: PipeLink, record: Record) -> None:
+        self._link = link
+        self._completion = Completion(record)
+
+    @property
+    def record(self) -> Record:
+        return self._completion.record
+
+    def fetch(self) -> None:
+        """It is finished: get its record, and wake who waits."""
+        try:
+            self._completion.finish(self.latest())
+        except Exception as err:  # the parent refused: whoever waits must know
+            record = self.record
+            failed = Outcome(record.id, record.enqueued_at, None, error_record(err))
+            self._completion.finish(apply_outcome(record, failed))
+
+    def latest(self) -> Record:
+        record = self._link.request(GetRequest(self.record.alias, self.record.id))
+        if record.is_finished:
+            self._completion.finish(record)
+        else:
+            self._completion.record = record
+        return record
+
+    async def alatest(self) -> Record:
+        return await anyio.to_thread.run_sync(self.latest)
+
+    def wait(self, timeout_s: float | None, /) -> bool:
+        with self._link.watching(self):
+            return self._completion.wait(timeout_s)
+
+    async def wait_async(self) -> None:
+        with self._link.watching(self):
+            await self._completion.wait_async()
+
+
+def _as_exception(refusal: Refusal) -> Exception:
+    try:
+        error = import_string(refusal.exception_class_path)(refusal.message)
+    except Exception:  # the class is not there, or wants other arguments
+        error = None
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{refusal.exception_class_path}: {refusal.message}")

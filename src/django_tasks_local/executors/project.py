@@ -1,0 +1,158 @@
+"""The project as a process sees it, so that its children can see it in the same way."""
+
+import logging
+import os
+import pickle
+import sys
+from multiprocessing import process, spawn
+from types import ModuleType
+from typing import Any, NamedTuple, cast
+
+import django
+from django.conf import Settings, UserSettingsHolder, settings
+from django.db import connections
+
+__all__ = ["Project", "ProjectKey", "project_key", "see_project", "take_project"]
+
+logger = logging.getLogger("django_tasks_local")
+
+
+class ProjectKey(NamedTuple):
+    """Tells whether a child still sees the project as it is."""
+
+    settings: object
+    """What the settings stand on; `override_settings` puts another in its place."""
+    database_names: tuple[tuple[str, object], ...]
+
+    def is_same(self, other: "ProjectKey", /) -> bool:
+        """Whether both see the same settings and databases."""
+        return (
+            self.settings is other.settings
+            and self.database_names == other.database_names
+        )
+
+
+class Project(NamedTuple):
+    """What a child needs to see the project as its parent does. Picklable."""
+
+    main: dict[str, Any]
+    """As `multiprocessing.spawn` prepares its children, without the start method,
+    which is the project's own affair."""
+    environ: dict[str, str]
+    configured: dict[str, bytes] | None
+    """The values given to `settings.configure`, each pickled; None where a settings
+    module is in use."""
+    overrides: dict[str, bytes]
+    """Settings that `override_settings` has in force, each pickled."""
+    deleted: frozenset[str]
+    """Settings that are deleted for the time being."""
+    database_names: bytes
+    """The databases' names, pickled: during tests those of the test databases."""
+
+
+def project_key() -> ProjectKey:
+    """What the project stands on right now."""
+    return ProjectKey(
+        settings._wrapped,
+        tuple((alias, config["NAME"]) for alias, config in connections.settings.items()),
+    )
+
+
+def take_project() -> Project:
+    """What this process sees."""
+    key = project_key()
+    layers: list[UserSettingsHolder] = []
+    base: object = key.settings
+    while isinstance(base, UserSettingsHolder):
+        layers.append(base)
+        base = base.default_settings
+    configured = None
+    if not isinstance(base, Settings) and layers:
+        # `settings.configure` puts a layer upon a module of defaults.
+        holder = layers.pop()
+        configured = _pickled({**_own_defaults(base), **_values(holder)})
+    overrides: dict[str, Any] = {}
+    deleted: set[str] = set()
+    for layer in reversed(layers):
+        overrides.update(_values(layer))
+        deleted |= cast("set[str]", layer.__dict__["_deleted"])
+        deleted -= overrides.keys() & _values(layer).keys()
+    return Project(
+        main=_main_data(),
+        environ=dict(os.environ),
+        configured=configured,
+        overrides=_pickled(overrides),
+        deleted=frozenset(deleted),
+        database_names=pickle.dumps(key.database_names),
+    )
+
+
+def _values(layer: UserSettingsHolder) -> dict[str, Any]:
+    return {name: value for name, value in vars(layer).items() if name.isupper()}
+
+
+def _own_defaults(base: object) -> dict[str, Any]:
+    if not isinstance(base, ModuleType) or base.__name__ == "django.conf.global_settings":
+        return {}
+    return {name: value for name, value in vars(base).items() if name.isupper()}
+
+
+def _pickled(values: dict[str, Any]) -> dict[str, bytes]:
+    pickled: dict[str, bytes] = {}
+    for name, value in values.items():
+        try:
+            pickled[name] = pickle.dumps(value)
+        except Exception as err:  # the value's own code
+            logger.warning(
+                "Worker processes do not see the setting %s: it cannot be pickled (%s)",
+                name,
+                err,
+            )
+    return pickled
+
+
+def _main_data() -> dict[str, Any]:
+    # What `spawn.get_preparation_data` gives, without the start method, which that
+    # function would fix for the whole process.
+    data: dict[str, Any] = {
+        "authkey": bytes(process.current_process().authkey),
+        "sys_argv": sys.argv,
+        "sys_path": [path or os.getcwd() for path in sys.path],
+        "dir": os.getcwd(),
+    }
+    main = sys.modules["__main__"]
+    name = getattr(main.__spec__, "name", None)
+    path = getattr(main, "__file__", None)
+    if name is not None:
+        data["init_main_from_name"] = name
+    elif path is not None and os.path.exists(path):  # not "<stdin>"
+        data["init_main_from_path"] = os.path.abspath(path)
+    return data
+
+
+def see_project(project: Project, /) -> None:
+    """Make this process, a fresh one, see the project. May raise anything.
+
+    First the main module, which may configure the settings itself; then whatever of
+    the settings it did not; then `django.setup`; then the databases' names.
+    """
+    os.environ.clear()
+    os.environ.update(project.environ)
+    spawn.prepare(project.main)
+    if project.configured is not None and not settings.configured:
+        settings.configure(**_unpickled(project.configured))
+    if project.overrides or project.deleted:
+        settings.DEBUG  # noqa: B018  # has a settings module loaded
+        holder = UserSettingsHolder(settings._wrapped)
+        for name, value in _unpickled(project.overrides).items():
+            setattr(holder, name, value)
+        for name in project.deleted:
+            delattr(holder, name)
+        settings._wrapped = holder
+    django.setup()
+    for alias, name in pickle.loads(project.database_names):
+        connections.settings[alias]["NAME"] = name
+
+
+def _unpickled(values: dict[str, bytes]) -> dict[str, Any]:
+    return {name: pickle.loads(value) for name, value in values.items()}

@@ -1,0 +1,128 @@
+"""A thread for each slot, started when the slot is first used."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from ..records import Call, Outcome
+from ..worker import lost_outcome
+
+__all__ = ["SlotThreads", "SlotWorker"]
+
+type _Inbox = SimpleQueue[tuple[Call, Future[Outcome]] | None]
+
+
+class SlotWorker(Protocol):
+    """What runs one slot's calls. Only the slot's own thread calls it."""
+
+    def run(self, call: Call, /) -> Outcome:
+        """Run a call to its end. Never raises."""
+        ...
+
+    def rest(self) -> None:
+        """No call waits: let go of what only a busy worker should hold."""
+        ...
+
+    def close(self) -> None:
+        """The thread ends."""
+        ...
+
+
+class SlotThreads:
+    """Runs each call on the thread of its slot.
+
+    A slot has a thread of its own so that the one that has just ended a call is also
+    the one that runs the slot's next, without a change of threads between them, and
+    so that no more threads are started than slots are used at once. Threads of slots
+    from `permanent` on, which exist only while tasks wait for tasks, end when they
+    have nothing to do.
+    """
+
+    def __init__(
+        self, *, name: str, permanent: int, open_worker: Callable[[int], SlotWorker]
+    ) -> None:
+        self._name = name
+        self._permanent = permanent
+        self._open_worker = open_worker
+        self._lock = threading.Lock()
+        self._inboxes: dict[int, _Inbox] = {}
+        self._threads: set[threading.Thread] = set()
+
+    def submit(self, call: Call, /) -> Future[Outcome]:
+        """Put a call into its slot's inbox (see `TaskExecutor.submit`)."""
+        future: Future[Outcome] = Future()
+        inbox = self._inboxes.get(call.slot)
+        if inbox is not None and call.slot < self._permanent:
+            inbox.put((call, future))  # its thread is there to stay
+            return future
+        with self._lock:  # decides whether the slot's thread still takes calls
+            inbox = self._inboxes.get(call.slot)
+            is_new = inbox is None
+            if inbox is None:
+                inbox = self._inboxes[call.slot] = SimpleQueue()
+            inbox.put((call, future))
+        if is_new:
+            self._start(call, inbox, future)
+        return future
+
+    def _start(self, call: Call, inbox: _Inbox, future: Future[Outcome]) -> None:
+        thread = threading.Thread(
+            target=self._work,
+            args=(call.slot, inbox),
+            name=f"{self._name}-{call.slot}",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError as err:
+            # The interpreter is ending, or the system has no thread left.
+            with self._lock:
+                self._inboxes.pop(call.slot, None)
+            future.set_result(lost_outcome(call.record.id, str(err)))
+        else:
+            with self._lock:
+                self._threads.add(thread)
+
+    def shutdown(self, *, timeout_s: float) -> None:
+        """Let each thread end after its calls; wait for them `timeout_s` seconds."""
+        with self._lock:
+            inboxes = list(self._inboxes.values())
+            threads = list(self._threads)
+        for inbox in inboxes:
+            inbox.put(None)
+        deadline = time.monotonic() + timeout_s
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self, slot: int, inbox: _Inbox) -> None:
+        worker = self._open_worker(slot)
+        try:
+            while True:
+                try:
+                    item = inbox.get_nowait()
+                except Empty:
+                    worker.rest()
+                    if slot >= self._permanent and self._retire(slot, inbox):
+                        return
+                    item = inbox.get()
+                if item is None:
+                    return
+                call, future = item
+                future.set_result(worker.run(call))
+                # Nothing of a call is held while the next is waited for.
+                del item, call, future
+        finally:
+            worker.close()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _retire(self, slot: int, inbox: _Inbox) -> bool:
+        with self._lock:  # decides whether a call came just now
+            if not inbox.empty():
+                return False
+            del self._inboxes[slot]
+            return True

@@ -1,0 +1,74 @@
+"""Arguments and return values as JSON text, the form in which they are kept.
+
+Text can be shared by everybody who holds it, takes no part in garbage collection,
+and gives a fresh copy to whoever decodes it, so nothing of one task can be changed
+through another's hands.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from django.utils.json import normalize_json
+
+__all__ = [
+    "NO_ARGUMENTS",
+    "decode_arguments",
+    "decode_value",
+    "encode_arguments",
+    "encode_foreign",
+    "encode_value",
+]
+
+NO_ARGUMENTS = "[[],{}]"
+
+# ASCII only, so that any store and any pipe holds any text as it is.
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
+
+def encode_value(value: object, /) -> str:
+    """The JSON text of a value, by the rules of Django's own backends.
+
+    Mappings, sequences and UTF-8 bytes become objects, arrays and strings
+    (`django.utils.json.normalize_json`); then what JSON itself does holds: keys
+    become strings, and numbers that JSON does not have are refused.
+
+    Raises TypeError for anything else, never another exception.
+    """
+    if value is None:
+        return "null"
+    try:
+        try:
+            return _encode(value)
+        except TypeError:  # something that JSON lacks and Django knows how to turn
+            return _encode(normalize_json(value))
+    except (ValueError, RecursionError) as err:
+        # NaN and infinities, undecodable bytes, values that contain themselves.
+        raise TypeError(str(err)) from err
+
+
+def decode_value(text: str, /) -> Any:
+    """A fresh value of a JSON text that `encode_value` made."""
+    return _decode(text)
+
+
+def encode_arguments(args: Sequence[object], kwargs: Mapping[str, object], /) -> str:
+    """The JSON text of a call's arguments. Raises TypeError as `encode_value`."""
+    if not args and not kwargs:
+        return NO_ARGUMENTS
+    return encode_value([args, kwargs])
+
+
+def encode_foreign(value: object, /) -> str:
+    """The JSON text of what another backend's result holds, NaN and all."""
+    return json.dumps(value)
+
+
+def decode_arguments(text: str, /) -> tuple[list[Any], dict[str, Any]]:
+    """Fresh positional and keyword arguments of an `encode_arguments` text."""
+    if text == NO_ARGUMENTS:
+        return [], {}
+    # The text is our own: a pair of an array and an object.
+    args, kwargs = cast("tuple[list[Any], dict[str, Any]]", _decode(text))
+    return args, kwargs

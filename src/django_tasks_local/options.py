@@ -1,0 +1,332 @@
+"""From what a user writes in ``TASKS`` to the checked options that are used inside.
+
+Pure validation: nothing here raises over a setting, and nothing is started. What is
+wrong becomes a `Finding`, which `manage.py check` shows and an enqueue raises.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
+
+from django.utils.module_loading import import_string
+
+from .protocols import ExecutorFactory, ResultStoreFactory
+
+__all__ = [
+    "DjangoBackendSetting",
+    "Finding",
+    "LocalOptions",
+    "OtherBackendSetting",
+    "PoolOptions",
+    "ProcessPoolSetting",
+    "TasksSetting",
+    "ThreadPoolSetting",
+    "default_process_count",
+    "parse_options",
+    "parse_queues",
+]
+
+
+class PoolOptions(TypedDict, total=False):
+    """The ``OPTIONS`` of a thread or process backend. All may be left out."""
+
+    MAX_WORKERS: int
+    """How many tasks run at once (threads: 10; processes: the CPUs, at most 10)."""
+    MAX_RESULTS: int | None
+    """How many finished results are kept, None for all (1000)."""
+    MAX_PENDING: int | None
+    """How many tasks may wait before an enqueue raises QueueFull (None: no limit)."""
+    SHUTDOWN_TIMEOUT: float
+    """Seconds that are given to tasks at exit (30.0)."""
+    STORE: str | ResultStoreFactory
+    """``"memory"``, or a `ResultStoreFactory` or its dotted path (``"memory"``)."""
+    STORE_OPTIONS: Mapping[str, object]
+    """What a store of your own takes ({})."""
+    EXECUTOR: str | ExecutorFactory
+    """An `ExecutorFactory` of your own or its dotted path."""
+    EXECUTOR_OPTIONS: Mapping[str, object]
+    """What an executor of your own takes ({})."""
+
+
+class ThreadPoolSetting(TypedDict):
+    """An alias that runs tasks on threads."""
+
+    BACKEND: Literal[
+        "django_tasks_local.ThreadPoolBackend",
+        "django_tasks_local.backend.ThreadPoolBackend",
+    ]
+    QUEUES: NotRequired[Sequence[str]]
+    OPTIONS: NotRequired[PoolOptions]
+
+
+class ProcessPoolSetting(TypedDict):
+    """An alias that runs tasks in worker processes."""
+
+    BACKEND: Literal[
+        "django_tasks_local.ProcessPoolBackend",
+        "django_tasks_local.backend.ProcessPoolBackend",
+    ]
+    QUEUES: NotRequired[Sequence[str]]
+    OPTIONS: NotRequired[PoolOptions]
+
+
+class DjangoBackendSetting(TypedDict):
+    """An alias of Django's own backends."""
+
+    BACKEND: Literal[
+        "django.tasks.backends.immediate.ImmediateBackend",
+        "django.tasks.backends.dummy.DummyBackend",
+    ]
+    QUEUES: NotRequired[Sequence[str]]
+    OPTIONS: NotRequired[Mapping[str, object]]
+
+
+class OtherBackendSetting(TypedDict):
+    """An alias of any other backend, whose options no type checker knows.
+
+    Not part of `TasksSetting`, whose mistakes it would hide: a project that needs it
+    writes ``TASKS: dict[str, ThreadPoolSetting | OtherBackendSetting]``.
+    """
+
+    BACKEND: str
+    QUEUES: NotRequired[Sequence[str]]
+    OPTIONS: NotRequired[Mapping[str, object]]
+
+
+type TasksSetting = dict[
+    str, ThreadPoolSetting | ProcessPoolSetting | DjangoBackendSetting
+]
+"""The type of the ``TASKS`` setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOptions:
+    """The options of an alias, checked and complete."""
+
+    max_workers: int
+    """How many tasks run at once; at least 1."""
+    max_results: int | None
+    """How many finished results are kept; None: all."""
+    max_pending: int | None
+    """How many tasks may wait; None: no limit."""
+    shutdown_timeout_s: float
+    """Seconds that tasks are given at exit."""
+    store: ResultStoreFactory
+    store_options: Mapping[str, object]
+    executor: ExecutorFactory
+    executor_options: Mapping[str, object]
+
+
+class Finding(NamedTuple):
+    """Something wrong with a setting."""
+
+    id: str
+    message: str
+    hint: str | None = None
+
+
+_NOT_A_MAPPING = "django_tasks_local.E001"
+_UNKNOWN_KEY = "django_tasks_local.E002"
+_WRONG_VALUE = "django_tasks_local.E003"
+_NOT_IMPORTABLE = "django_tasks_local.E004"
+_NOT_A_FACTORY = "django_tasks_local.E005"
+_WRONG_QUEUES = "django_tasks_local.E006"
+
+_STORES = {"memory": "django_tasks_local.stores.memory.MemoryStore"}
+
+_NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
+
+
+def default_process_count() -> int:
+    """As many processes as there are CPUs for this one, at most 10."""
+    return min(len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1, 10)
+
+
+_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
+
+
+class _Key(NamedTuple):
+    accepted: str
+    is_right: Callable[[Any], bool]
+
+
+def _is_whole(value: object, *, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+
+def _is_duration(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )
+
+
+def _is_options(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) for key in cast("Mapping[object, object]", value)
+    )
+
+
+_KEYS: Mapping[str, _Key] = {
+    "MAX_WORKERS": _Key(
+        "an integer of at least 1", lambda value: _is_whole(value, at_least=1)
+    ),
+    "MAX_RESULTS": _Key(
+        "an integer of at least 0, or None",
+        lambda value: value is None or _is_whole(value, at_least=0),
+    ),
+    "MAX_PENDING": _Key(
+        "an integer of at least 1, or None",
+        lambda value: value is None or _is_whole(value, at_least=1),
+    ),
+    "SHUTDOWN_TIMEOUT": _Key("a number of seconds, 0 or more", _is_duration),
+    "STORE": _Key(
+        "'memory', or a ResultStoreFactory or its dotted path",
+        lambda value: callable(value)
+        or (isinstance(value, str) and (value in _STORES or "." in value)),
+    ),
+    "STORE_OPTIONS": _Key("a dict with strings for keys", _is_options),
+    "EXECUTOR": _Key(
+        "an ExecutorFactory or its dotted path",
+        lambda value: callable(value) or (isinstance(value, str) and "." in value),
+    ),
+    "EXECUTOR_OPTIONS": _Key("a dict with strings for keys", _is_options),
+}
+
+
+def parse_queues(params: Mapping[str, Any], /) -> list[str] | None:
+    """The names under ``QUEUES``, None where they are not given or not as they should
+    be (`parse_options` says so)."""
+    queues = params.get("QUEUES")
+    if isinstance(queues, list | tuple | set | frozenset):
+        names = list(cast("Sequence[object]", queues))
+        if all(isinstance(name, str) for name in names):
+            return cast("list[str]", names)
+    return None
+
+
+def parse_options(
+    alias: str,
+    params: Mapping[str, Any],
+    /,
+    *,
+    backend_name: str,
+    default_max_workers: int,
+    default_executor: ExecutorFactory,
+) -> LocalOptions | list[Finding]:
+    """The options of ``TASKS[alias]``, or all that is wrong with them."""
+    findings = list(_find_wrong_keys(alias, params))
+    raw = params.get("OPTIONS", {})
+    if not isinstance(raw, Mapping):
+        findings.append(
+            Finding(
+                _NOT_A_MAPPING, f"TASKS[{alias!r}]['OPTIONS'] must be a dict, got {raw!r}."
+            )
+        )
+        return findings
+    given = cast("Mapping[object, Any]", raw)
+    findings += _find_wrong_options(alias, given, backend_name)
+    if findings:
+        return findings
+    store = _import(alias, "STORE", given.get("STORE", "memory"))
+    executor = _import(alias, "EXECUTOR", given.get("EXECUTOR", default_executor))
+    if given.get("STORE", "memory") == "memory" and given.get("STORE_OPTIONS"):
+        findings.append(
+            Finding(
+                _WRONG_VALUE,
+                f"TASKS[{alias!r}]['OPTIONS']['STORE_OPTIONS'] must be empty for the "
+                f"memory store, which takes none, got {given['STORE_OPTIONS']!r}.",
+            )
+        )
+    findings += [found for found in (store, executor) if isinstance(found, Finding)]
+    if findings:
+        return findings
+    return LocalOptions(
+        max_workers=given.get("MAX_WORKERS", default_max_workers),
+        max_results=given.get("MAX_RESULTS", 1000),
+        max_pending=given.get("MAX_PENDING"),
+        shutdown_timeout_s=float(given.get("SHUTDOWN_TIMEOUT", 30.0)),
+        store=store,
+        store_options=given.get("STORE_OPTIONS", _NO_OPTIONS),
+        executor=executor,
+        executor_options=given.get("EXECUTOR_OPTIONS", _NO_OPTIONS),
+    )
+
+
+def _find_wrong_keys(alias: str, params: Mapping[str, Any]) -> Iterator[Finding]:
+    for key in params:
+        if key not in ("BACKEND", "QUEUES", "OPTIONS"):
+            is_option = key in _KEYS
+            hint = (
+                f"Move {key!r} into OPTIONS."
+                if is_option
+                else _nearest(key, ("BACKEND", "QUEUES", "OPTIONS"))
+            )
+            yield Finding(
+                _UNKNOWN_KEY,
+                f"TASKS[{alias!r}][{key!r}] is not a setting of a task backend.",
+                hint,
+            )
+    if "QUEUES" in params and parse_queues(params) is None:
+        yield Finding(
+            _WRONG_QUEUES,
+            f"TASKS[{alias!r}]['QUEUES'] must be a list of strings, "
+            f"got {params['QUEUES']!r}.",
+        )
+
+
+def _find_wrong_options(
+    alias: str, given: Mapping[object, Any], backend_name: str
+) -> Iterator[Finding]:
+    for key, value in given.items():
+        rule = _KEYS.get(key) if isinstance(key, str) else None
+        where = f"TASKS[{alias!r}]['OPTIONS'][{key!r}]"
+        if rule is None:
+            yield Finding(
+                _UNKNOWN_KEY,
+                f"{where} is not an option of {backend_name}.",
+                _nearest(str(key), _KEYS),
+            )
+        elif not rule.is_right(value):
+            yield Finding(_WRONG_VALUE, f"{where} must be {rule.accepted}, got {value!r}.")
+
+
+def _nearest(key: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    close = get_close_matches(key.upper(), known, n=1)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known are {', '.join(known)}."
+
+
+def _import(alias: str, key: str, value: Any) -> Any:
+    """The factory that a setting names or is; a Finding where it is none."""
+    where = f"TASKS[{alias!r}]['OPTIONS'][{key!r}]"
+    factory = value
+    if isinstance(value, str):
+        try:
+            factory = import_string(_STORES.get(value, value))
+        except Exception as err:  # a module of the project's is being imported
+            return Finding(
+                _NOT_IMPORTABLE,
+                f"{where} names {value!r}, which cannot be imported: "
+                f"{type(err).__name__}: {err}",
+            )
+    if not callable(factory):
+        return Finding(
+            _NOT_A_FACTORY, f"{where} must be {_KEYS[key].accepted}, got {factory!r}."
+        )
+    if isinstance(factory, type) and issubclass(factory, Executor):
+        return Finding(
+            _NOT_A_FACTORY,
+            f"{where} must be {_KEYS[key].accepted}, got {factory!r}.",
+            "An executor of concurrent.futures knows no slots; 'Write your own executor "
+            "or store' in the documentation shows how to wrap one.",
+        )
+    return factory

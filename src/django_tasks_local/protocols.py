@@ -1,0 +1,228 @@
+"""The seams: what an executor and a result store must do, and no more.
+
+Provisional until three stores and four executors have passed the contract suites in
+`django_tasks_local.testing`; until then a release may change a signature, and says so
+in the changelog. Implementations need not inherit from these classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol
+
+from .records import (
+    Call,
+    EnqueueRequest,
+    GetRequest,
+    Outcome,
+    Record,
+    Refusal,
+    Timestamp,
+)
+
+if TYPE_CHECKING:
+    from .options import LocalOptions
+
+__all__ = [
+    "ExecutorFactory",
+    "ParentLink",
+    "ResultStore",
+    "ResultStoreFactory",
+    "SlotLender",
+    "TaskExecutor",
+    "Waitable",
+    "WorkerHost",
+]
+
+
+class SlotLender(Protocol):
+    """Takes the slot of a task that waits for another, and gives it back."""
+
+    def lend_slot(self, result_id: str, /) -> None:
+        """The running task waits for another: something else may run meanwhile.
+
+        May be called again before `reclaim_slot`; as many of each belong together.
+        A task that is no longer running has no slot to lend: nothing happens.
+        """
+        ...
+
+    def reclaim_slot(self, result_id: str, /) -> None:
+        """The running task goes on. Never blocks; the alias runs one task more than
+        its slots until one of them ends."""
+        ...
+
+
+class WorkerHost(SlotLender, Protocol):
+    """The way up from a worker: what an executor tells, and asks of, its alias.
+
+    Any thread may call any of these, and none of them raises.
+    """
+
+    @property
+    def alias(self) -> str:
+        """The alias that the executor works for."""
+        ...
+
+    def started(self, result_id: str, /, *, worker_id: str, at: Timestamp) -> Record:
+        """A worker is about to run the call: an attempt begins.
+
+        Saves the record as RUNNING and sends `task_started`; returns once its
+        receivers have. To be called on the call's own slot, before the function runs
+        and before anything of the call reaches a worker that may die of it. The
+        record that comes back is what the task should see.
+        """
+        ...
+
+    def serve(self, request: EnqueueRequest | GetRequest, /) -> Record | Refusal:
+        """Do for a task in another process what it could have done here.
+
+        May block for as long as a store does.
+        """
+        ...
+
+    def on_finished(
+        self, alias: str, result_id: str, notify: Callable[[], None], /
+    ) -> Callable[[], None] | None:
+        """Have `notify` called once a result of this process is finished.
+
+        Returns what takes that back, or None where there is nothing to wait for: the
+        result is finished or unknown. `notify` is called from another thread, must
+        not block and must not raise.
+        """
+        ...
+
+
+class TaskExecutor(Protocol):
+    """Runs calls, each on the slot that it names."""
+
+    def submit(self, call: Call, /) -> Future[Outcome]:
+        """Begin a call, soon.
+
+        Any thread may call it, the one that has just resolved the last Future of the
+        same slot included, from that Future's callback. Never blocks and never
+        raises. The Future resolves with an Outcome whatever happens, never with an
+        exception, and is never cancelled; its callbacks may take long.
+        """
+        ...
+
+    def shutdown(self, *, timeout_s: float) -> None:
+        """End the workers; a call that still runs has `timeout_s` seconds left.
+
+        After that, processes are killed, and their calls' Outcomes arrive as those of
+        a lost worker; threads, which cannot be, are abandoned. No `submit` comes
+        after it. Any thread may call it; a second call does what is left to do.
+        """
+        ...
+
+
+class ExecutorFactory(Protocol):
+    """Makes the executor of an alias, at its first enqueue in a process.
+
+    Should start nothing by itself: a worker is due when its slot is first used.
+    """
+
+    def __call__(self, options: "LocalOptions", /, *, host: WorkerHost) -> TaskExecutor:
+        """`options` are the alias's checked settings."""
+        ...
+
+
+class ResultStore(Protocol):
+    """Keeps the records of one alias. Any thread may call any method, at once."""
+
+    is_shared: bool
+    """Other processes see the same records."""
+    is_durable: bool
+    """The records outlive this process."""
+    may_block: bool
+    """Calls may wait for a disk or a network, so that a coroutine must not make them
+    on its loop's thread."""
+
+    def add(
+        self, records: Sequence[Record], /, *, on_visible: Callable[[], None]
+    ) -> None:
+        """Keep new records, all or none.
+
+        Calls `on_visible` once others can see them: before it returns, or, for a
+        store that joins a transaction, when that commits; after a rollback never.
+        Raises ValueError when one of the ids is there already.
+        """
+        ...
+
+    def get(self, ids: Iterable[str], /) -> Mapping[str, Record]:
+        """The records that are there, by id; the others are left out."""
+        ...
+
+    def save(self, records: Sequence[Record], /) -> Sequence[bool]:
+        """Put each record in the place of its predecessor.
+
+        A record is taken where the kept one's revision is one less than its own, and
+        refused otherwise, so that of two that race one wins; says for each which.
+        """
+        ...
+
+    def unfinished(self) -> Iterator[Record]:
+        """The records that are not finished, the oldest first, as of the call."""
+        ...
+
+    def discard(
+        self,
+        *,
+        finished_before: Timestamp | None = None,
+        keep: int | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Forget finished records, those that finished first going first.
+
+        Goes on while one is older than `finished_before`, or more than `keep` are
+        left, and until `limit` are gone; None means no such condition. Returns how
+        many went. Never forgets an unfinished one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections. A second call does nothing."""
+        ...
+
+
+class ResultStoreFactory(Protocol):
+    """Makes the store of an alias, at its first use in a process."""
+
+    def __call__(self, options: "LocalOptions", /, *, alias: str) -> ResultStore:
+        """`options` are the alias's checked settings."""
+        ...
+
+
+class Waitable(Protocol):
+    """What a handle waits with. Any thread may call any method."""
+
+    @property
+    def record(self) -> Record:
+        """The latest record that was seen here."""
+        ...
+
+    def latest(self) -> Record:
+        """The record as it is now. May block where it has to be fetched."""
+        ...
+
+    async def alatest(self) -> Record:
+        """The same without blocking."""
+        ...
+
+    def wait(self, timeout_s: float | None, /) -> bool:
+        """Block until `record` is finished; False after `timeout_s` seconds."""
+        ...
+
+    async def wait_async(self) -> None:
+        """The same without end and without blocking, under asyncio and trio."""
+        ...
+
+
+class ParentLink(Protocol):
+    """What a worker process has of the process whose tasks it runs."""
+
+    def request(self, request: EnqueueRequest | GetRequest, /) -> Record:
+        """Have the parent do it. Blocks; raises what the parent's code raised."""
+        ...
+
+    def waitable(self, record: Record, /) -> Waitable:
+        """What waits for a task of the parent's."""
+        ...

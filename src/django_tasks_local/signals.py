@@ -1,0 +1,88 @@
+"""Django's task signals, sent so that no receiver can harm a task.
+
+Each `Signal.send` takes the signal's lock, and threads that contend for a lock change
+places at every use of it from then on: with two workers that took more time than all
+else about a small task. Where only Django's own receiver is connected, the one that
+logs, it is called directly.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import anyio.to_thread
+from django.dispatch import Signal
+from django.tasks.base import TaskResult
+from django.tasks.signals import (
+    log_task_enqueued,
+    log_task_finished,
+    log_task_started,
+    task_enqueued,
+    task_finished,
+    task_started,
+)
+
+from .async_bridge import is_in_trio
+
+__all__ = [
+    "asend",
+    "has_only_djangos_receiver",
+    "send",
+    "task_enqueued",
+    "task_finished",
+    "task_started",
+]
+
+logger = logging.getLogger("django_tasks_local")
+
+_DJANGOS_RECEIVERS: dict[Signal, Callable[..., None]] = {
+    task_enqueued: log_task_enqueued,
+    task_started: log_task_started,
+    task_finished: log_task_finished,
+}
+
+
+def has_only_djangos_receiver(signal: Signal, /) -> bool:
+    """Whether nobody but Django itself listens to one of its task signals."""
+    receivers = signal.receivers
+    if len(receivers) != 1:
+        return False
+    # An entry begins with its look-up key: the ids of the receiver and the sender.
+    receiver_id, _ = receivers[0][0]
+    return receiver_id == id(_DJANGOS_RECEIVERS[signal])
+
+
+def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> None:
+    """Send one of Django's task signals. Never raises.
+
+    What a receiver raises is logged, whatever it is: the thread that sends serves
+    other tasks too.
+    """
+    try:
+        if has_only_djangos_receiver(signal):
+            _DJANGOS_RECEIVERS[signal](
+                signal=signal, sender=sender, task_result=result
+            )
+        else:
+            signal.send_robust(sender, task_result=result)
+    except BaseException:  # a receiver's, or a log handler's
+        _log_failure(result)
+
+
+async def asend(
+    signal: Signal, sender: type, result: "TaskResult[..., Any]", /
+) -> None:
+    """The same on an event loop, so that receivers may be async or use the ORM."""
+    try:
+        if is_in_trio():  # where Django's own way does not work
+            await anyio.to_thread.run_sync(send, signal, sender, result)
+        else:
+            await signal.asend_robust(sender, task_result=result)
+    except Exception:  # as above; cancellation passes
+        _log_failure(result)
+
+
+def _log_failure(result: "TaskResult[..., Any]") -> None:
+    logger.exception(
+        "TASKS[%r]: a receiver failed for result %s", result.backend, result.id
+    )

@@ -1,0 +1,449 @@
+"""What an alias owns in this process: its store, its queue, its executor.
+
+One `ExecutorState` an alias, shared by all backend instances of that alias (Django
+makes one for each thread), made at its first use; and what happens to all of them
+when the settings change, when the process forks, and when it ends.
+"""
+
+import concurrent.futures.thread  # noqa: F401  # before our exit hook: see _arm_exit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextvars import Context, copy_context
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.tasks import task_backends
+from django.tasks.base import Task
+from django.tasks.exceptions import TaskResultDoesNotExist
+
+from .async_bridge import is_in_event_loop
+from .context import is_running
+from .dispatcher import Dispatcher, Job, Retired
+from .executors.processes import ProcessExecutor
+from .executors.threads import ThreadExecutor
+from .identity import new_result_id, this_process
+from .options import LocalOptions, parse_options
+from .protocols import ExecutorFactory
+from .records import EnqueueRequest, GetRequest, Record, Refusal, TaskSpec
+from .results import LocalTaskResult, handle_of, record_of
+from .signals import asend, has_only_djangos_receiver, send, task_enqueued
+from .task_registry import find_task, remember_task
+
+__all__ = ["ExecutorState", "get_executor_state", "open_state", "shutdown_executor"]
+
+logger = logging.getLogger("django_tasks_local")
+
+_KILL_S = 1.0
+_NAMED_AT_MOST = 100
+
+
+class ExecutorState:
+    """What all backend instances of an alias share in this process.
+
+    Making one starts nothing: the executor comes with the first enqueue.
+    """
+
+    def __init__(self, *, alias: str, sender: type, options: LocalOptions) -> None:
+        self.alias = alias
+        self.options = options
+        self.is_retired = False
+        self.store = options.store(options, alias=alias)
+        self._sender = sender
+        self._dispatcher = Dispatcher(
+            alias=alias,
+            sender=sender,
+            options=options,
+            store=self.store,
+            serve=_serve,
+            find_job=_find_job,
+            on_done=self._forget,
+        )
+
+    def enqueue(
+        self,
+        task: "Task[..., Any]",
+        spec: TaskSpec,
+        arguments: str,
+        *,
+        context: Context | None = None,
+    ) -> LocalTaskResult[Any]:
+        """Store a task and have it run; returns its handle.
+
+        Raises QueueFull; Retired where another state has taken this one's place.
+        """
+        job = self._prepare(task, spec, arguments, context or copy_context())
+        ready = job.record
+        handle = self._handle(ready, job)
+
+        def is_visible() -> None:
+            try:
+                result = handle
+                if not has_only_djangos_receiver(task_enqueued):
+                    result = self._handle(ready, job)  # theirs to keep, or to change
+                send(task_enqueued, self._sender, result)
+            finally:
+                self._dispatcher.push(job)
+
+        self._store_ready(job, is_visible)
+        return handle
+
+    async def aenqueue(
+        self, task: "Task[..., Any]", spec: TaskSpec, arguments: str
+    ) -> LocalTaskResult[Any]:
+        """The same on an event loop, for a store that does not block."""
+        if has_only_djangos_receiver(task_enqueued):
+            return self.enqueue(task, spec, arguments)
+        job = self._prepare(task, spec, arguments, copy_context())
+        ready = job.record
+        self._store_ready(job, lambda: None)
+        result = self._handle(ready, job)
+        try:
+            await asend(task_enqueued, self._sender, result)
+        finally:  # it is stored and has to run
+            self._dispatcher.push(job)
+        return self._handle(ready, job)
+
+    def get_result(self, result_id: str, /) -> LocalTaskResult[Any]:
+        """The handle of a result. Raises TaskResultDoesNotExist."""
+        job = self._dispatcher.job(result_id)
+        record = self.store.get([result_id]).get(result_id)
+        if record is None:
+            raise TaskResultDoesNotExist(self._explain_unknown(result_id))
+        if record.is_finished or job is None:
+            return handle_of(record)
+        return self._handle(record, job)
+
+    def job(self, result_id: str, /) -> Job | None:
+        """What is waiting or running under that id."""
+        return self._dispatcher.job(result_id)
+
+    def retire(self) -> None:
+        """Take no new tasks; what is here runs to its end, then the workers go."""
+        self.is_retired = True
+        self._dispatcher.retire()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Block until nothing waits or runs; False after `timeout_s` seconds."""
+        return self._dispatcher.wait_until_idle(timeout_s)
+
+    def unfinished_ids(self) -> list[str]:
+        """The ids of what waits or runs."""
+        return self._dispatcher.unfinished_ids()
+
+    def drop_queued(self, reason: str) -> None:
+        """Fail what still waits."""
+        self._dispatcher.drop_queued(reason)
+
+    def end(self, *, timeout_s: float) -> None:
+        """End the workers, whatever still runs."""
+        self._dispatcher.end(timeout_s=timeout_s)
+
+    def _prepare(
+        self, task: "Task[..., Any]", spec: TaskSpec, arguments: str, context: Context
+    ) -> Job:
+        self._dispatcher.start()
+        run_after = task.run_after
+        record = Record(
+            new_result_id(),
+            spec,
+            self.alias,
+            arguments,
+            None if run_after is None else run_after.timestamp(),
+            this_process(),
+            time.time(),
+        )
+        job = Job(record, task=task, context=context)
+        self._dispatcher.admit(job)
+        remember_task(spec, task)
+        return job
+
+    def _store_ready(self, job: Job, on_visible: Callable[[], None]) -> None:
+        try:
+            self.store.add([job.record], on_visible=on_visible)
+        except Exception:
+            self._dispatcher.refuse(job)
+            raise
+
+    def _forget(self) -> None:
+        """The last task of a retired state has ended."""
+        with _lock:
+            _retired.discard(self)
+        self.store.close()
+
+    def _handle(self, record: Record, job: Job) -> LocalTaskResult[Any]:
+        return handle_of(record, waitable=job, task=job.task)
+
+    def _explain_unknown(self, result_id: str) -> str:
+        text = f"TASKS[{self.alias!r}] has no result {result_id!r}."
+        if self.store.is_shared:
+            return text
+        keep = self.options.max_results
+        kept = "its finished results" if keep is None else f"the last {keep} finished"
+        return (
+            f"{text} Its store knows only what was enqueued in this process "
+            f"({this_process()}), and of that {kept}: a result of another process, or "
+            "from before a restart, is found by a store that processes share, which "
+            f"TASKS[{self.alias!r}]['OPTIONS']['STORE'] can name."
+        )
+
+
+# The states of this process.
+
+_lock = threading.Lock()
+_states: dict[str, ExecutorState] = {}
+_retired: set[ExecutorState] = set()
+
+
+def open_state(alias: str, make: Callable[[], ExecutorState], /) -> ExecutorState:
+    """The alias's state in this process; the first call makes it."""
+    state = _states.get(alias)
+    if state is None:
+        _arm_exit()
+        made = make()
+        with _lock:  # decides whose state is the alias's
+            state = _states.setdefault(alias, made)
+        if state is not made:
+            made.store.close()
+    return state
+
+
+def _alias_of(name: str) -> str:
+    """2.0 named states "tasks-<alias>"."""
+    if name in _states or name in settings.TASKS:
+        return name
+    return name.removeprefix("tasks-")
+
+
+_FACTORIES: dict[type[Executor], ExecutorFactory] = {
+    ThreadPoolExecutor: ThreadExecutor,
+    ProcessPoolExecutor: ProcessExecutor,
+}
+
+
+def get_executor_state(
+    name: str,
+    executor_class: type[Executor] | None = None,
+    max_workers: int | None = None,
+    max_results: int | None = None,
+) -> ExecutorState:
+    """The state of an alias in this process, made at the first call.
+
+    `name` is the alias, or "tasks-<alias>" as in 2.0. The other arguments are 2.0's
+    too, and count only where the call makes the state of an alias that the settings
+    do not know: ``ThreadPoolExecutor`` and ``ProcessPoolExecutor`` stand for threads
+    and processes. Raises InvalidTaskBackend for an unknown alias without them.
+    """
+    alias = _alias_of(name)
+    state = _states.get(alias)
+    if state is not None:
+        return state
+    if alias in settings.TASKS or executor_class is None:
+        return _state_of(alias)
+    factory = _FACTORIES[executor_class]
+    options = {"MAX_WORKERS": max_workers or 10, "MAX_RESULTS": max_results or 1000}
+    parsed = parse_options(
+        alias,
+        {"OPTIONS": options},
+        backend_name="ExecutorState",
+        default_max_workers=10,
+        default_executor=factory,
+    )
+    if isinstance(parsed, list):
+        raise ValueError(parsed[0].message)
+    return open_state(
+        alias,
+        lambda: ExecutorState(alias=alias, sender=ExecutorState, options=parsed),
+    )
+
+
+def _state_of(alias: str) -> ExecutorState:
+    """The state of an alias of the settings, by way of its backend, which knows how
+    to make it."""
+    backend = task_backends[alias]
+    state = getattr(backend, "state", None)
+    if not isinstance(state, ExecutorState):
+        raise TypeError(f"TASKS[{alias!r}] is a {type(backend).__name__}.")
+    return state
+
+
+def shutdown_executor(name: str, wait: bool = True) -> None:
+    """End what an alias runs in this process; a later enqueue begins anew.
+
+    New tasks are refused from now on, or rather begin a new state. With `wait`, blocks
+    until those that are here have ended, for ``SHUTDOWN_TIMEOUT`` seconds at most:
+    then those that still wait fail with WorkerLost, and worker processes are killed;
+    one WARNING names what did not finish. Without it, or from a task of the same
+    alias, that all comes to its end in the background, without a time limit. A name
+    that has no state is no error. On an event loop's thread it does not wait.
+    """
+    alias = _alias_of(name)
+    with _lock:
+        state = _states.pop(alias, None)
+        if state is not None:
+            _retired.add(state)
+    if state is None:
+        return
+    state.retire()
+    if not wait or is_running(alias) or is_in_event_loop():
+        return
+    if not state.wait_until_idle(state.options.shutdown_timeout_s):
+        _warn_of_unfinished(state.unfinished_ids())
+        state.drop_queued(f"TASKS[{alias!r}] was shut down before the task could run.")
+    state.end(timeout_s=_KILL_S)
+    with _lock:
+        _retired.discard(state)
+
+
+def _warn_of_unfinished(ids: list[str]) -> None:
+    if not ids:
+        return
+    named = ", ".join(ids[:_NAMED_AT_MOST])
+    more = len(ids) - _NAMED_AT_MOST
+    logger.warning(
+        "%d tasks did not finish before SHUTDOWN_TIMEOUT: %s%s",
+        len(ids),
+        named,
+        f" and {more} more" if more > 0 else "",
+    )
+
+
+# What a task in a worker process asks of this one.
+
+
+def _serve(request: EnqueueRequest | GetRequest) -> Record | Refusal:
+    try:
+        match request:
+            case EnqueueRequest():
+                return _enqueue_for_child(request)
+            case GetRequest():
+                return record_of(_get_for_child(request))
+    except Exception as err:  # the child's task gets it
+        kind = type(err)
+        return Refusal(f"{kind.__module__}.{kind.__qualname__}", str(err))
+
+
+def _enqueue_for_child(request: EnqueueRequest) -> Record:
+    task = find_task(request.task, run_after=request.run_after)
+    while True:
+        state = _states.get(request.alias) or _state_of(request.alias)
+        try:
+            return record_of(state.enqueue(task, request.task, request.arguments))
+        except Retired:
+            continue  # the alias has a new state, or gets one
+
+
+def _get_for_child(request: GetRequest) -> LocalTaskResult[Any]:
+    # A task that began before the settings changed finds what it enqueued then.
+    for state in _all_states():
+        if state.alias == request.alias and state.job(request.result_id) is not None:
+            return state.get_result(request.result_id)
+    state = _states.get(request.alias) or _state_of(request.alias)
+    return state.get_result(request.result_id)
+
+
+def _find_job(alias: str, result_id: str) -> Job | None:
+    for state in _all_states():
+        if state.alias == alias:
+            job = state.job(result_id)
+            if job is not None:
+                return job
+    return None
+
+
+# When the settings change.
+
+
+def _retire_all(*, setting: str, **_: object) -> None:
+    if setting == "TASKS":
+        with _lock:
+            states = list(_states.values())
+            _states.clear()
+            _retired.update(states)
+        for state in states:
+            state.retire()
+
+
+setting_changed.connect(_retire_all)
+
+
+# When the process ends.
+
+_is_exit_armed = False
+
+
+def _arm_exit() -> None:
+    """Have `_drain` called when Python ends.
+
+    `threading._register_atexit` runs hooks in reverse order of registration, before
+    threads are joined. Ours has to run before that of `concurrent.futures.thread`,
+    after which no task could use `async_to_sync` or an executor of its own; hence the
+    import at the top. It is private: where it is gone, `atexit` has to do.
+    """
+    global _is_exit_armed
+    with _lock:
+        if _is_exit_armed:
+            return
+        _is_exit_armed = True
+    try:
+        register = threading._register_atexit  # type: ignore[attr-defined]
+    except AttributeError:
+        import atexit
+
+        register = atexit.register
+    try:
+        register(_drain)
+    except RuntimeError:
+        pass  # Python is ending already, with this thread of ours still running
+
+
+def _drain() -> None:
+    """Let tasks finish until each alias's SHUTDOWN_TIMEOUT, then end the workers."""
+    begin = time.monotonic()
+    try:
+        while True:
+            busy = [
+                (left, state)
+                for state in _all_states()
+                if state.unfinished_ids()
+                and (left := begin + state.options.shutdown_timeout_s - time.monotonic())
+                > 0
+            ]
+            if not busy:
+                break
+            # A task may enqueue to another alias, so look at all of them again.
+            left, state = busy[0]
+            state.wait_until_idle(left)
+    finally:
+        states = _all_states()
+        unfinished = [result_id for state in states for result_id in state.unfinished_ids()]
+        _warn_of_unfinished(unfinished)
+        deadline = time.monotonic() + _KILL_S
+        for state in states:
+            state.end(timeout_s=max(0.0, deadline - time.monotonic()))
+
+
+def _all_states() -> list[ExecutorState]:
+    with _lock:
+        return [*_states.values(), *_retired]
+
+
+# When the process forks.
+
+
+def _begin_anew() -> None:
+    """In a fork nothing of the parent's runs: its threads are not there, its children
+    are not ours, and its locks may be held for ever."""
+    global _lock, _states, _retired
+    _lock = threading.Lock()
+    for state in _states.values():
+        state.is_retired = True
+    _states = {}
+    _retired = set()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

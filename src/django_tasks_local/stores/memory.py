@@ -1,0 +1,91 @@
+"""Results in this process's memory, until it ends."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+from ..locks import BargingLock
+from ..options import LocalOptions
+from ..records import Record, Timestamp
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """The default store: this process only, nothing to set up, nothing to wait for."""
+
+    is_shared = False
+    is_durable = False
+    may_block = False
+
+    def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
+        self._lock = BargingLock()
+        self._records: dict[str, Record] = {}
+        # Ids of finished records, those that finished first coming first: a dict for
+        # its order. Its values are unused.
+        self._finished: dict[str, None] = {}
+
+    def add(
+        self, records: Sequence[Record], /, *, on_visible: Callable[[], None]
+    ) -> None:
+        with self._lock:  # decides whether all of the ids are new
+            for record in records:
+                if record.id in self._records:
+                    raise ValueError(f"There is a record of id {record.id!r} already.")
+            for record in records:
+                self._records[record.id] = record
+        on_visible()
+
+    def get(self, ids: Iterable[str], /) -> Mapping[str, Record]:
+        records = self._records
+        # Each look-up is atomic, and records never change.
+        found = ((result_id, records.get(result_id)) for result_id in ids)
+        return {result_id: record for result_id, record in found if record is not None}
+
+    def save(self, records: Sequence[Record], /) -> Sequence[bool]:
+        with self._lock:  # decides which of two changes to one record wins
+            return [self._replace(record) for record in records]
+
+    def _replace(self, record: Record) -> bool:
+        kept = self._records.get(record.id)
+        if kept is None or kept.revision != record.revision - 1:
+            return False
+        self._records[record.id] = record
+        if record.is_finished:
+            self._finished[record.id] = None
+        return True
+
+    def unfinished(self) -> Iterator[Record]:
+        with self._lock:  # nobody may change the dict while it is copied
+            records = list(self._records.values())
+        return (record for record in records if not record.is_finished)
+
+    def discard(
+        self,
+        *,
+        finished_before: Timestamp | None = None,
+        keep: int | None = None,
+        limit: int | None = None,
+    ) -> int:
+        with self._lock:  # decides which records are the oldest
+            excess = 0 if keep is None else len(self._finished) - keep
+            if excess <= 0 and finished_before is None:
+                return 0
+            doomed: list[str] = []
+            for position, result_id in enumerate(islice(self._finished, limit)):
+                finished_at = self._records[result_id].finished_at
+                is_old = (
+                    finished_before is not None
+                    and finished_at is not None
+                    and finished_at < finished_before
+                )
+                if position >= excess and not is_old:
+                    break
+                doomed.append(result_id)
+            for result_id in doomed:
+                del self._finished[result_id], self._records[result_id]
+            return len(doomed)
+
+    def close(self) -> None:
+        with self._lock:
+            self._records.clear()
+            self._finished.clear()

@@ -1,0 +1,71 @@
+"""From a task to the plain data that names it, and back."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pkgutil import resolve_name
+from typing import Any
+
+from django.conf import settings
+from django.tasks.base import Task
+
+from .records import TaskSpec, Timestamp
+
+__all__ = ["find_function", "find_task", "remember_task", "spec_of", "to_datetime"]
+
+# Grows with the number of definitions and of the options given to `using`, not with
+# the number of tasks enqueued.
+_tasks: "dict[TaskSpec, Task[..., Any]]" = {}
+
+
+def to_datetime(at: Timestamp, /) -> datetime:
+    """The time as Django's `timezone.now` would have given it: naive without USE_TZ."""
+    return datetime.fromtimestamp(at, tz=UTC if settings.USE_TZ else None)
+
+
+def spec_of(task: "Task[..., Any]", /) -> TaskSpec:
+    """What names a task."""
+    return TaskSpec(
+        task.module_path,
+        int(task.priority),
+        task.queue_name,
+        task.backend,
+        task.takes_context,
+    )
+
+
+def remember_task(spec: TaskSpec, task: "Task[..., Any]", /) -> None:
+    """Let `find_task` find this very task, whatever stands at its path."""
+    if task.run_after is not None:
+        task = replace(task, run_after=None)
+    _tasks[spec] = task
+
+
+def find_task(
+    spec: TaskSpec, /, *, run_after: Timestamp | None = None
+) -> "Task[..., Any]":
+    """The task that a spec names: one seen in this process, else by its path.
+
+    Raises ImportError or AttributeError when nothing is there, TypeError when
+    something other than a task is.
+    """
+    task = _tasks.get(spec)
+    if task is None:
+        found = resolve_name(spec.path)
+        if not isinstance(found, Task):
+            raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
+        task = replace(
+            found,
+            priority=spec.priority,
+            queue_name=spec.queue_name,
+            backend=spec.backend,
+        )
+        _tasks[spec] = task
+    if run_after is not None:
+        task = replace(task, run_after=to_datetime(run_after))
+    return task
+
+
+def find_function(spec: TaskSpec, /) -> Any:
+    """The function of a task, also where its path holds the plain function."""
+    found = resolve_name(spec.path)
+    return found.func if isinstance(found, Task) else found

@@ -1,0 +1,139 @@
+"""What surrounds the user's function, wherever it runs."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextvars import Context
+from inspect import iscoroutinefunction
+from traceback import format_exception
+from types import TracebackType
+from typing import Any
+
+from asgiref.sync import SyncToAsync, async_to_sync
+from django.db import connections
+
+from .context import LocalTaskContext
+from .errors import WorkerLost
+from .json_text import decode_arguments, encode_value
+from .records import ErrorRecord, Outcome, Record
+from .results import handle_of
+from .task_registry import find_function
+
+__all__ = ["close_connections", "error_record", "lost_outcome", "run_task"]
+
+logger = logging.getLogger("django_tasks_local")
+
+_LONGEST_TRACEBACK = 100_000
+
+
+def run_task(
+    record: Record,
+    /,
+    *,
+    function: Callable[..., Any] | None = None,
+    context: Context,
+) -> Outcome:
+    """Run a task's function on this thread and say what came of it.
+
+    It runs in `context`, which `context.enter_task` has prepared. Without a `function` the task's path is imported. Whatever the function raises is
+    recorded: nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt`
+    included, for both would otherwise end a worker that serves other tasks. The
+    thread's database connections are cared for afterwards as a request's are; before,
+    there is nothing to care for, since a worker that rests holds none.
+    """
+    value = error = None
+    try:
+        value = context.run(_call, record, function)
+    except BaseException as err:
+        error = error_record(err)
+    finished_at = time.time()
+    _close_old_connections()
+    return Outcome(record.id, finished_at, value, error)
+
+
+def _close_old_connections() -> None:
+    for connection in connections.all(initialized_only=True):
+        try:
+            if connection.in_atomic_block:
+                # A transaction that a task left open is not the next task's.
+                connection.close()
+            connection.close_if_unusable_or_obsolete()
+        except Exception:  # a driver's, of a connection that is already broken
+            logger.exception("A database connection could not be closed")
+
+
+def close_connections() -> None:
+    """Close this thread's database connections."""
+    for connection in connections.all(initialized_only=True):
+        try:
+            connection.close()
+        except Exception:  # as above
+            logger.exception("A database connection could not be closed")
+
+
+def lost_outcome(result_id: str, reason: str, /) -> Outcome:
+    """What is recorded of an attempt whose worker did not live to say it."""
+    path = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
+    error = ErrorRecord(path, f"{path}: {reason}\n")
+    return Outcome(result_id, time.time(), None, error)
+
+
+def _call(record: Record, function: Callable[..., Any] | None) -> str:
+    _leave_the_enqueuers_loop()
+    if function is None:
+        function = find_function(record.task)
+    args, kwargs = decode_arguments(record.arguments)
+    if record.task.takes_context:
+        result = handle_of(record)
+        args.insert(0, LocalTaskContext(task_result=result))
+    if iscoroutinefunction(function):
+        function = async_to_sync(function)
+    value = function(*args, **kwargs)
+    try:
+        return encode_value(value)
+    except TypeError as err:
+        raise TypeError(
+            f"Task {record.task.path} returned a value that is not JSON: {err}"
+        ) from err
+
+
+def _leave_the_enqueuers_loop() -> None:
+    """Forget what the enqueuer's context says about the loop that it runs on.
+
+    asgiref would send this task's sync calls to the thread of a request that may be
+    over; sniffio would name a library that does not run on this thread.
+    """
+    if SyncToAsync.thread_sensitive_context.get(None) is not None:
+        # asgiref asks for its value with a default of None.
+        SyncToAsync.thread_sensitive_context.set(None)  # type: ignore[arg-type]
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        sniffio.current_async_library_cvar.set(None)
+
+
+def error_record(error: BaseException, /) -> ErrorRecord:
+    """An exception as plain data: its class's path and its traceback's text."""
+    kind = type(error)
+    try:
+        text = "".join(
+            format_exception(kind, error, _past_this_module(error.__traceback__))
+        )
+    except Exception as err:  # the text of an exception is its own code
+        text = f"{kind.__qualname__} (its traceback cannot be shown: {type(err)})\n"
+    return ErrorRecord(f"{kind.__module__}.{kind.__qualname__}", _shortened(text))
+
+
+def _past_this_module(traceback: TracebackType | None) -> TracebackType | None:
+    frames = traceback
+    while frames is not None and frames.tb_frame.f_globals is globals():
+        frames = frames.tb_next
+    return frames or traceback
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST_TRACEBACK:
+        return text
+    half = _LONGEST_TRACEBACK // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"

@@ -1,0 +1,28 @@
+"""The project that the tests run in."""
+
+from pathlib import Path
+
+from django_tasks_local import TasksSetting
+
+SECRET_KEY = "tests"
+USE_TZ = True
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": Path(__file__).parent / "db.sqlite3",
+    }
+}
+INSTALLED_APPS = ["django_tasks_local"]
+ROOT_URLCONF = "tests.urls"
+ALLOWED_HOSTS = ["*"]
+
+TASKS: TasksSetting = {
+    "default": {
+        "BACKEND": "django_tasks_local.ThreadPoolBackend",
+        "OPTIONS": {"MAX_WORKERS": 4, "SHUTDOWN_TIMEOUT": 10.0},
+    },
+    "cpu": {
+        "BACKEND": "django_tasks_local.ProcessPoolBackend",
+        "OPTIONS": {"MAX_WORKERS": 2, "SHUTDOWN_TIMEOUT": 10.0},
+    },
+}
