@@ -1,5 +1,8 @@
 """The Django app: only needed so that ``manage.py check`` always sees the settings."""
 
+from importlib import import_module
+from typing import override
+
 from django.apps import AppConfig
 
 __all__ = ["DjangoTasksLocalConfig"]
@@ -11,9 +14,10 @@ class DjangoTasksLocalConfig(AppConfig):
     name = "django_tasks_local"
     verbose_name = "Tasks"
 
+    @override
     def ready(self) -> None:
         """Have Django's check of the task backends run.
 
         Django registers it where something imports `django.tasks`.
         """
-        import django.tasks  # noqa: F401
+        import_module("django.tasks")

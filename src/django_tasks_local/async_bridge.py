@@ -9,6 +9,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from .records import Record
 
@@ -39,7 +40,7 @@ class Completion:
         return self.record
 
     def add_waiter(self, wake: Callable[[], None], /) -> bool:
-        """Have `wake` called at the end; False, and it never will be, if that is past."""
+        """Have `wake` called at the end; False, and it never will be, if it is past."""
         with self._lock:  # decides whether `finish` or the waiter came first
             if self.record.is_finished:
                 return False
@@ -94,11 +95,8 @@ class Completion:
         ended: asyncio.Future[None] = loop.create_future()
 
         def wake() -> None:
-            try:
+            with suppress(RuntimeError):  # the loop is closed, and the waiter gone
                 loop.call_soon_threadsafe(_set_done, ended)
-            except RuntimeError:
-                # The loop is closed, and the waiter gone with it.
-                pass
 
         if not self.add_waiter(wake):
             return
@@ -114,10 +112,8 @@ class Completion:
         ended = trio.Event()
 
         def wake() -> None:
-            try:
+            with suppress(trio.RunFinishedError):  # likewise
                 token.run_sync_soon(ended.set)
-            except trio.RunFinishedError:
-                pass  # as with a closed loop
 
         if not self.add_waiter(wake):
             return

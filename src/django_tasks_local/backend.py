@@ -1,13 +1,13 @@
 """Django's contract for task backends, kept thinly over an alias's state."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast, override
+from typing import Any, ClassVar, override
 
 import anyio.to_thread
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
 from django.tasks.backends.base import BaseTaskBackend
-from django.tasks.base import DEFAULT_TASK_QUEUE_NAME, Task, TaskResult
+from django.tasks.base import DEFAULT_TASK_QUEUE_NAME, Task
 
 from .async_bridge import is_in_trio
 from .checks import as_check_messages, as_exception
@@ -27,7 +27,7 @@ from .protocols import ExecutorFactory, ParentLink
 from .records import EnqueueRequest, GetRequest
 from .results import LocalTaskResult, handle_of
 from .state import ExecutorState, open_state, shutdown_executor
-from .tasks import LocalTask, local_spec_of
+from .tasks import LocalTask, task_spec
 
 __all__ = [
     "FuturesBackend",
@@ -93,12 +93,12 @@ class FuturesBackend(BaseTaskBackend):
         return state
 
     @override
-    def enqueue(
+    def enqueue[**P, R](  # type: ignore[override]  # see `results._TaskResult`
         self,
-        task: "Task[..., Any]",
+        task: "Task[P, R]",
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-    ) -> LocalTaskResult[Any]:
+    ) -> LocalTaskResult[R]:
         """Have a task run in the background; returns a handle at once.
 
         Raises InvalidTask where the backend cannot run it, TypeError for arguments
@@ -108,7 +108,7 @@ class FuturesBackend(BaseTaskBackend):
         link = parent_link()
         if link is not None:
             return self._enqueue_by(link, task, arguments)
-        spec = local_spec_of(task)
+        spec = task_spec(task)
         while True:
             try:
                 return self.state.enqueue(task, spec, arguments)
@@ -116,12 +116,12 @@ class FuturesBackend(BaseTaskBackend):
                 continue  # the settings have just changed: the alias begins anew
 
     @override
-    async def aenqueue(
+    async def aenqueue[**P, R](  # type: ignore[override]  # see `results._TaskResult`
         self,
-        task: "Task[..., Any]",
+        task: "Task[P, R]",
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-    ) -> LocalTaskResult[Any]:
+    ) -> LocalTaskResult[R]:
         """As `enqueue`.
 
         With a store that does not block, such as the memory store, no other thread
@@ -130,7 +130,7 @@ class FuturesBackend(BaseTaskBackend):
         if parent_link() is not None or self.state.store.may_block:
             return await _in_thread(self.enqueue, task, args, kwargs)
         arguments = self._validate(task, args, kwargs)
-        spec = local_spec_of(task)
+        spec = task_spec(task)
         while True:
             try:
                 return await self.state.aenqueue(task, spec, arguments)
@@ -195,7 +195,7 @@ class FuturesBackend(BaseTaskBackend):
         run_after = task.run_after
         record = link.request(
             EnqueueRequest(
-                local_spec_of(task),
+                task_spec(task),
                 self.alias,
                 arguments,
                 None if run_after is None else run_after.timestamp(),

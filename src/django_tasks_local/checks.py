@@ -21,7 +21,9 @@ def as_exception(findings: Sequence[Finding], /) -> ImproperlyConfigured:
     """All findings in one exception, to be raised by an enqueue."""
     return ImproperlyConfigured(
         "\n".join(
-            finding.message if finding.hint is None else f"{finding.message} {finding.hint}"
+            finding.message
+            if finding.hint is None
+            else f"{finding.message} {finding.hint}"
             for finding in findings
         )
     )

@@ -1,6 +1,6 @@
 """What a task sees: its result's id, its context, and the slot it runs on."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,7 +66,7 @@ def is_running(alias: str, /) -> bool:
 
 
 @contextmanager
-def lending_slot() -> Iterator[None]:
+def lending_slot() -> Generator[None]:
     """Lend the slot of the task that is running here, if one is, for a while."""
     running = running_task.get()
     if running is None:

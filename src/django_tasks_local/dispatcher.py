@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextvars import Context
 from functools import partial
 from heapq import heappop, heappush
-from typing import Any, cast
+from typing import Any, cast, override
 
 from django.dispatch import Signal
 from django.tasks.base import Task, TaskResultStatus
@@ -17,7 +17,7 @@ from .context import enter_task
 from .errors import QueueFull, TaskFailed
 from .locks import BargingLock
 from .options import LocalOptions
-from .protocols import ExecutorFactory, ResultStore, TaskExecutor
+from .protocols import ResultStore, TaskExecutor, WorkerHost
 from .records import (
     Call,
     EnqueueRequest,
@@ -58,7 +58,7 @@ class Job(Completion):
         self.lent = 0
 
 
-class Dispatcher:
+class Dispatcher(WorkerHost):
     """What an alias runs in this process: those that wait, and those that run.
 
     A task leaves the queue only into a free slot. It is the `WorkerHost` of its
@@ -76,7 +76,7 @@ class Dispatcher:
         find_job: Callable[[str, str], Job | None],
         on_done: Callable[[], None],
     ) -> None:
-        self.alias = alias
+        self._alias = alias
         self._sender = sender
         self._options = options
         self._store = store
@@ -117,7 +117,7 @@ class Dispatcher:
             if limit is not None and self._pending >= limit:
                 raise QueueFull(
                     f"{self._pending} tasks are waiting, and "
-                    f"TASKS[{self.alias!r}]['OPTIONS']['MAX_PENDING'] is {limit}."
+                    f"TASKS[{self._alias!r}]['OPTIONS']['MAX_PENDING'] is {limit}."
                 )
             self._pending += 1
             self._jobs[job.record.id] = job
@@ -150,9 +150,7 @@ class Dispatcher:
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Block until no task waits or runs; False after `timeout_s` seconds."""
         with self._all_ended:
-            return self._all_ended.wait_for(
-                lambda: not self._jobs, timeout_s
-            )
+            return self._all_ended.wait_for(lambda: not self._jobs, timeout_s)
 
     def retire(self) -> None:
         """Take no new tasks, run those that are here, then end the executor."""
@@ -168,7 +166,7 @@ class Dispatcher:
             jobs = self._queue.drain()
             self._pending -= len(jobs)
         for job in jobs:
-            job.context.run(enter_task, self, job.record.id, self.alias)
+            job.context.run(enter_task, self, job.record.id, self._alias)
             self._finish(job, lost_outcome(job.record.id, reason))
 
     def end(self, *, timeout_s: float) -> None:
@@ -178,18 +176,26 @@ class Dispatcher:
 
     # What the executor tells and asks (WorkerHost).
 
+    @property
+    @override
+    def alias(self) -> str:
+        return self._alias
+
+    @override
     def started(self, result_id: str, /, *, worker_id: str, at: Timestamp) -> Record:
         job = self._jobs[result_id]
         record = apply_start(job.record, worker_id=worker_id, at=at)
         self._save(record)
         job.record = record
-        job.context.run(enter_task, self, record.id, self.alias)
+        job.context.run(enter_task, self, record.id, self._alias)
         self._send(task_started, job, record)
         return record
 
+    @override
     def serve(self, request: EnqueueRequest | GetRequest, /) -> Record | Refusal:
         return self._serve(request)
 
+    @override
     def on_finished(
         self, alias: str, result_id: str, notify: Callable[[], None], /
     ) -> Callable[[], None] | None:
@@ -198,6 +204,7 @@ class Dispatcher:
             return None
         return partial(job.remove_waiter, notify)
 
+    @override
     def lend_slot(self, result_id: str, /) -> None:
         with self._lock:
             job = self._jobs.get(result_id)
@@ -210,6 +217,7 @@ class Dispatcher:
             due = self._take_due()
         self._submit(due)
 
+    @override
     def reclaim_slot(self, result_id: str, /) -> None:
         with self._lock:
             job = self._jobs.get(result_id)
@@ -276,7 +284,7 @@ class Dispatcher:
         except Exception:  # a store's; the task goes on all the same
             logger.exception(
                 "TASKS[%r]: the store failed to save result %s as %s",
-                self.alias,
+                self._alias,
                 record.id,
                 record.status,
             )
@@ -284,7 +292,7 @@ class Dispatcher:
             if not is_saved:
                 logger.error(
                     "TASKS[%r]: the store refused to save result %s as %s",
-                    self.alias,
+                    self._alias,
                     record.id,
                     record.status,
                 )
@@ -295,7 +303,9 @@ class Dispatcher:
             try:
                 self._store.discard(keep=keep)
             except Exception:  # a store's; the next task's end tries again
-                logger.exception("TASKS[%r]: old results stay in the store", self.alias)
+                logger.exception(
+                    "TASKS[%r]: old results stay in the store", self._alias
+                )
 
     def _close(self) -> None:
         self.end(timeout_s=0.0)

@@ -1,5 +1,7 @@
 """The exceptions that users of the library may catch."""
 
+from typing import override
+
 from django.tasks.exceptions import TaskException
 
 __all__ = ["QueueFull", "TaskFailed", "WorkerLost"]
@@ -30,12 +32,14 @@ class TaskFailed(Exception):
         self.traceback = traceback
         """The recorded traceback, as text."""
 
+    @override
     def __str__(self) -> str:
         return (
             f"Task {self.result_id} failed with {self.exception_class_path}\n\n"
             f"{self.traceback.rstrip()}"
         )
 
+    @override
     def __reduce__(self) -> tuple[object, ...]:
         return _task_failed, (
             self.result_id,

@@ -6,10 +6,12 @@ wrong becomes a `Finding`, which `manage.py check` shows and an enqueue raises.
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
@@ -144,18 +146,21 @@ _NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
 def default_process_count() -> int:
     """As many processes as there are CPUs for this one, at most 10."""
-    return min(len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1, 10)
-
-
-_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
+    if sys.platform == "linux":
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return min(count, 10)
 
 
 class _Key(NamedTuple):
     accepted: str
-    is_right: Callable[[Any], bool]
+    is_right: Callable[[object], bool]
 
 
-def _is_whole(value: object, *, at_least: int) -> bool:
+def _is_whole(value: object, *, at_least: int, or_none: bool = False) -> bool:
+    if value is None:
+        return or_none
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
@@ -174,36 +179,37 @@ def _is_options(value: object) -> bool:
     )
 
 
+def _is_store(value: object) -> bool:
+    return _is_factory(value) or (isinstance(value, str) and value in _STORES)
+
+
+def _is_factory(value: object) -> bool:
+    return callable(value) or (isinstance(value, str) and "." in value)
+
+
 _KEYS: Mapping[str, _Key] = {
-    "MAX_WORKERS": _Key(
-        "an integer of at least 1", lambda value: _is_whole(value, at_least=1)
-    ),
+    "MAX_WORKERS": _Key("an integer of at least 1", partial(_is_whole, at_least=1)),
     "MAX_RESULTS": _Key(
         "an integer of at least 0, or None",
-        lambda value: value is None or _is_whole(value, at_least=0),
+        partial(_is_whole, at_least=0, or_none=True),
     ),
     "MAX_PENDING": _Key(
         "an integer of at least 1, or None",
-        lambda value: value is None or _is_whole(value, at_least=1),
+        partial(_is_whole, at_least=1, or_none=True),
     ),
     "SHUTDOWN_TIMEOUT": _Key("a number of seconds, 0 or more", _is_duration),
-    "STORE": _Key(
-        "'memory', or a ResultStoreFactory or its dotted path",
-        lambda value: callable(value)
-        or (isinstance(value, str) and (value in _STORES or "." in value)),
-    ),
+    "STORE": _Key("'memory', or a ResultStoreFactory or its dotted path", _is_store),
     "STORE_OPTIONS": _Key("a dict with strings for keys", _is_options),
-    "EXECUTOR": _Key(
-        "an ExecutorFactory or its dotted path",
-        lambda value: callable(value) or (isinstance(value, str) and "." in value),
-    ),
+    "EXECUTOR": _Key("an ExecutorFactory or its dotted path", _is_factory),
     "EXECUTOR_OPTIONS": _Key("a dict with strings for keys", _is_options),
 }
 
 
 def parse_queues(params: Mapping[str, Any], /) -> list[str] | None:
-    """The names under ``QUEUES``, None where they are not given or not as they should
-    be (`parse_options` says so)."""
+    """The names under ``QUEUES``.
+
+    None where they are not given, or not as they should be (`parse_options` says so).
+    """
     queues = params.get("QUEUES")
     if isinstance(queues, list | tuple | set | frozenset):
         names = list(cast("Sequence[object]", queues))
@@ -227,7 +233,8 @@ def parse_options(
     if not isinstance(raw, Mapping):
         findings.append(
             Finding(
-                _NOT_A_MAPPING, f"TASKS[{alias!r}]['OPTIONS'] must be a dict, got {raw!r}."
+                _NOT_A_MAPPING,
+                f"TASKS[{alias!r}]['OPTIONS'] must be a dict, got {raw!r}.",
             )
         )
         return findings
@@ -295,7 +302,9 @@ def _find_wrong_options(
                 _nearest(str(key), _KEYS),
             )
         elif not rule.is_right(value):
-            yield Finding(_WRONG_VALUE, f"{where} must be {rule.accepted}, got {value!r}.")
+            yield Finding(
+                _WRONG_VALUE, f"{where} must be {rule.accepted}, got {value!r}."
+            )
 
 
 def _nearest(key: str, known: Mapping[str, object] | Sequence[str]) -> str:
@@ -308,7 +317,7 @@ def _nearest(key: str, known: Mapping[str, object] | Sequence[str]) -> str:
 def _import(alias: str, key: str, value: Any) -> Any:
     """The factory that a setting names or is; a Finding where it is none."""
     where = f"TASKS[{alias!r}]['OPTIONS'][{key!r}]"
-    factory = value
+    factory: Any = value
     if isinstance(value, str):
         try:
             factory = import_string(_STORES.get(value, value))
@@ -318,15 +327,17 @@ def _import(alias: str, key: str, value: Any) -> Any:
                 f"{where} names {value!r}, which cannot be imported: "
                 f"{type(err).__name__}: {err}",
             )
-    if not callable(factory):
-        return Finding(
-            _NOT_A_FACTORY, f"{where} must be {_KEYS[key].accepted}, got {factory!r}."
-        )
-    if isinstance(factory, type) and issubclass(factory, Executor):
+    if _is_plain_executor(factory) or not callable(factory):
         return Finding(
             _NOT_A_FACTORY,
             f"{where} must be {_KEYS[key].accepted}, got {factory!r}.",
-            "An executor of concurrent.futures knows no slots; 'Write your own executor "
-            "or store' in the documentation shows how to wrap one.",
+            "'Write your own executor or store' in the documentation shows how to wrap "
+            "an executor of concurrent.futures."
+            if _is_plain_executor(factory)
+            else None,
         )
     return factory
+
+
+def _is_plain_executor(factory: object) -> bool:
+    return isinstance(factory, type) and issubclass(factory, Executor)

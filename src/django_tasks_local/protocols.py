@@ -46,8 +46,10 @@ class SlotLender(Protocol):
         ...
 
     def reclaim_slot(self, result_id: str, /) -> None:
-        """The running task goes on. Never blocks; the alias runs one task more than
-        its slots until one of them ends."""
+        """The running task goes on. Never blocks.
+
+        The alias runs one task more than it has slots until one of them ends.
+        """
         ...
 
 

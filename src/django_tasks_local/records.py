@@ -71,6 +71,7 @@ class Record(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
+        """Whether nothing about the task changes any more."""
         return self.status in FINISHED_STATUSES
 
 

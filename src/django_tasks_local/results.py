@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self, cast, override
+from typing import TYPE_CHECKING, Any, cast, override
 
 import anyio
 import anyio.to_thread
@@ -21,7 +21,9 @@ from .records import ErrorRecord, Record, Timestamp
 from .task_registry import find_task, spec_of, to_datetime
 
 if TYPE_CHECKING:
-    # Generic for type checkers only: subscripting it fails at run time.
+    # Generic for type checkers only: subscripting it fails at run time. A handle says
+    # what its task returns and leaves the parameters open; mypy, unlike pyright, wants
+    # them repeated where a method returns a handle instead of a Django result.
     class _TaskResult[R](TaskResult[..., R]):
         pass
 else:
@@ -49,6 +51,11 @@ class LocalTaskResult[R](_TaskResult[R]):
 
     _record: Record
     _waitable: Waitable | None
+
+    @property
+    def record(self) -> Record:
+        """The plain data that this handle shows."""
+        return self._record
 
     @override
     def __eq__(self, other: object) -> bool:
@@ -263,6 +270,7 @@ _args_slot = TaskResult.__dict__["args"]
 _return_value_slot = TaskResult.__dict__["_return_value"]
 
 _new = object.__new__
+_Handle = cast("type[LocalTaskResult[Any]]", LocalTaskResult)  # subscripting is slow
 _set_record = LocalTaskResult.__dict__["_record"].__set__
 _set_waitable = LocalTaskResult.__dict__["_waitable"].__set__
 
@@ -279,7 +287,7 @@ def handle_of(
     Without a `task` or a `waitable` these are looked up when they are needed.
     """
     # Not through `__init__`, which would want, and copy, what the record has.
-    handle: LocalTaskResult[Any] = _new(LocalTaskResult)
+    handle: LocalTaskResult[Any] = _new(_Handle)
     _set_record(handle, record)
     _set_waitable(handle, waitable)
     if task is not None:
@@ -298,7 +306,7 @@ def _timestamp(at: datetime | None) -> Timestamp | None:
 def to_handle[R](result: "TaskResult[..., R]", /) -> LocalTaskResult[R]:
     """A handle of any backend's result; one of ours is its own."""
     if isinstance(result, LocalTaskResult):
-        return cast("LocalTaskResult[R]", result)
+        return result
     record = record_of(result)
     return handle_of(
         record, waitable=_ForeignResult(record, result.task), task=result.task
@@ -308,7 +316,7 @@ def to_handle[R](result: "TaskResult[..., R]", /) -> LocalTaskResult[R]:
 def record_of(result: "TaskResult[..., Any]", /) -> Record:
     """What any backend's result holds, as a record."""
     if isinstance(result, LocalTaskResult):
-        return cast("LocalTaskResult[object]", result)._record
+        return cast("LocalTaskResult[object]", result).record
     is_successful = result.status == result.status.SUCCESSFUL
     return Record(
         id=result.id,

@@ -35,6 +35,8 @@ __all__ = [
 
 logger = logging.getLogger("django_tasks_local")
 
+_FAILURE = "TASKS[%r]: a receiver failed for result %s"
+
 _DJANGOS_RECEIVERS: dict[Signal, Callable[..., None]] = {
     task_enqueued: log_task_enqueued,
     task_started: log_task_started,
@@ -48,7 +50,7 @@ def has_only_djangos_receiver(signal: Signal, /) -> bool:
     if len(receivers) != 1:
         return False
     # An entry begins with its look-up key: the ids of the receiver and the sender.
-    receiver_id, _ = receivers[0][0]
+    receiver_id: int = receivers[0][0][0]
     return receiver_id == id(_DJANGOS_RECEIVERS[signal])
 
 
@@ -60,13 +62,11 @@ def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> Non
     """
     try:
         if has_only_djangos_receiver(signal):
-            _DJANGOS_RECEIVERS[signal](
-                signal=signal, sender=sender, task_result=result
-            )
+            _DJANGOS_RECEIVERS[signal](signal=signal, sender=sender, task_result=result)
         else:
             signal.send_robust(sender, task_result=result)
     except BaseException:  # a receiver's, or a log handler's
-        _log_failure(result)
+        logger.exception(_FAILURE, result.backend, result.id)
 
 
 async def asend(
@@ -79,10 +79,4 @@ async def asend(
         else:
             await signal.asend_robust(sender, task_result=result)
     except Exception:  # as above; cancellation passes
-        _log_failure(result)
-
-
-def _log_failure(result: "TaskResult[..., Any]") -> None:
-    logger.exception(
-        "TASKS[%r]: a receiver failed for result %s", result.backend, result.id
-    )
+        logger.exception(_FAILURE, result.backend, result.id)

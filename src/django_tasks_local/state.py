@@ -5,13 +5,13 @@ makes one for each thread), made at its first use; and what happens to all of th
 when the settings change, when the process forks, and when it ends.
 """
 
-import concurrent.futures.thread  # noqa: F401  # before our exit hook: see _arm_exit
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -262,8 +262,10 @@ def get_executor_state(
 
 
 def _state_of(alias: str) -> ExecutorState:
-    """The state of an alias of the settings, by way of its backend, which knows how
-    to make it."""
+    """The state of an alias of the settings.
+
+    Its backend knows how to make it.
+    """
     backend = task_backends[alias]
     state = getattr(backend, "state", None)
     if not isinstance(state, ExecutorState):
@@ -395,10 +397,9 @@ def _arm_exit() -> None:
         import atexit
 
         register = atexit.register
-    try:
+    # Refused where Python is ending already, with a thread of ours still running.
+    with suppress(RuntimeError):
         register(_drain)
-    except RuntimeError:
-        pass  # Python is ending already, with this thread of ours still running
 
 
 def _drain() -> None:
@@ -410,7 +411,9 @@ def _drain() -> None:
                 (left, state)
                 for state in _all_states()
                 if state.unfinished_ids()
-                and (left := begin + state.options.shutdown_timeout_s - time.monotonic())
+                and (
+                    left := begin + state.options.shutdown_timeout_s - time.monotonic()
+                )
                 > 0
             ]
             if not busy:
@@ -420,7 +423,9 @@ def _drain() -> None:
             state.wait_until_idle(left)
     finally:
         states = _all_states()
-        unfinished = [result_id for state in states for result_id in state.unfinished_ids()]
+        unfinished = [
+            result_id for state in states for result_id in state.unfinished_ids()
+        ]
         _warn_of_unfinished(unfinished)
         deadline = time.monotonic() + _KILL_S
         for state in states:
@@ -436,8 +441,11 @@ def _all_states() -> list[ExecutorState]:
 
 
 def _begin_anew() -> None:
-    """In a fork nothing of the parent's runs: its threads are not there, its children
-    are not ours, and its locks may be held for ever."""
+    """In a fork nothing of the parent's runs.
+
+    Its threads are not there, its children are not ours, and its locks may be held
+    for ever.
+    """
     global _lock, _states, _retired
     _lock = threading.Lock()
     for state in _states.values():

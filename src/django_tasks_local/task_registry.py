@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 from django.conf import settings
 from django.tasks.base import Task
@@ -35,9 +35,7 @@ def spec_of(task: "Task[..., Any]", /) -> TaskSpec:
 
 def remember_task(spec: TaskSpec, task: "Task[..., Any]", /) -> None:
     """Let `find_task` find this very task, whatever stands at its path."""
-    if task.run_after is not None:
-        task = replace(task, run_after=None)
-    _tasks[spec] = task
+    _tasks[spec] = task if task.run_after is None else _replace(task, run_after=None)
 
 
 def find_task(
@@ -53,16 +51,19 @@ def find_task(
         found = resolve_name(spec.path)
         if not isinstance(found, Task):
             raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
-        task = replace(
-            found,
+        task = _tasks[spec] = _replace(
+            cast("Task[..., Any]", found),
             priority=spec.priority,
             queue_name=spec.queue_name,
             backend=spec.backend,
         )
-        _tasks[spec] = task
     if run_after is not None:
-        task = replace(task, run_after=to_datetime(run_after))
+        task = _replace(task, run_after=to_datetime(run_after))
     return task
+
+
+def _replace(task: "Task[..., Any]", **options: Any) -> "Task[..., Any]":
+    return replace(task, **options)
 
 
 def find_function(spec: TaskSpec, /) -> Any:

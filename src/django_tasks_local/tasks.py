@@ -35,7 +35,7 @@ else:
         __slots__ = ()
 
 
-__all__ = ["LocalTask", "local_spec_of", "task"]
+__all__ = ["LocalTask", "task", "task_spec"]
 
 
 class LocalTask[**P, R](_Task[P, R]):
@@ -48,6 +48,16 @@ class LocalTask[**P, R](_Task[P, R]):
     __slots__ = ("_spec",)
 
     _spec: TaskSpec
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What names the task, as plain data."""
+        try:
+            return self._spec
+        except AttributeError:
+            spec = spec_of(self)
+            object.__setattr__(self, "_spec", spec)  # past the frozen dataclass's own
+            return spec
 
     @override
     def using(
@@ -62,8 +72,7 @@ class LocalTask[**P, R](_Task[P, R]):
 
         Raises InvalidTask where the backend cannot honour them.
         """
-        task = _Task.using(
-            self,
+        task = super().using(
             priority=priority,
             queue_name=queue_name,
             run_after=run_after,
@@ -73,37 +82,37 @@ class LocalTask[**P, R](_Task[P, R]):
         return cast("LocalTask[P, R]", task)
 
     @override
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """Have the task run in the background; returns a handle at once.
 
         Raises TypeError for arguments that are not JSON, QueueFull when
         ``MAX_PENDING`` tasks wait, ImproperlyConfigured when the backend's settings
         are wrong; then nothing was stored and nothing will run.
         """
-        return to_handle(_Task.enqueue(self, *args, **kwargs))
+        return to_handle(super().enqueue(*args, **kwargs))
 
     @override
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `enqueue`, for coroutines."""
-        return to_handle(await _Task.aenqueue(self, *args, **kwargs))
+        return to_handle(await super().aenqueue(*args, **kwargs))
 
     @override
-    def get_result(self, result_id: str) -> LocalTaskResult[R]:
+    def get_result(self, result_id: str) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """The handle of one of this task's results, by id.
 
         Raises TaskResultDoesNotExist where the backend has none of that id, and
         TaskResultMismatch where it belongs to another task.
         """
-        return to_handle(_Task.get_result(self, result_id))
+        return to_handle(super().get_result(result_id))
 
     @override
-    async def aget_result(self, result_id: str) -> LocalTaskResult[R]:
+    async def aget_result(self, result_id: str) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `get_result`."""
-        return to_handle(await _Task.aget_result(self, result_id))
+        return to_handle(await super().aget_result(result_id))
 
     @override
     def __reduce__(self) -> tuple[object, ...]:
-        return _find_task, (local_spec_of(self), self.run_after)
+        return _find_task, (self.spec, self.run_after)
 
     def __copy__(self) -> "LocalTask[P, R]":
         return self
@@ -118,22 +127,14 @@ def _find_task(spec: TaskSpec, run_after: datetime | None) -> "Task[..., Any]":
     )
 
 
-def local_spec_of(task: "Task[..., Any]", /) -> TaskSpec:
+def task_spec(task: "Task[..., Any]", /) -> TaskSpec:
     """As `spec_of`, worked out once for each of our own tasks."""
-    if not isinstance(task, LocalTask):
-        return spec_of(task)
-    local = cast("LocalTask[..., object]", task)
-    try:
-        return local._spec
-    except AttributeError:
-        spec = spec_of(local)
-        object.__setattr__(local, "_spec", spec)
-        return spec
+    return task.spec if isinstance(task, LocalTask) else spec_of(task)
 
 
 class _TaskDecorator(Protocol):
     @overload
-    def __call__[**P, R](  # type: ignore[overload-overlap]  # the narrower comes first
+    def __call__[**P, R](
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> LocalTask[P, R]: ...
     @overload
@@ -142,7 +143,7 @@ class _TaskDecorator(Protocol):
 
 class _ContextTaskDecorator(Protocol):
     @overload
-    def __call__[**P, R](  # type: ignore[overload-overlap]  # the narrower comes first
+    def __call__[**P, R](
         self,
         function: Callable[Concatenate[LocalTaskContext, P], Coroutine[Any, Any, R]],
         /,
@@ -154,7 +155,7 @@ class _ContextTaskDecorator(Protocol):
 
 
 @overload
-def task[**P, R](  # type: ignore[overload-overlap]  # the narrower comes first
+def task[**P, R](
     function: Callable[P, Coroutine[Any, Any, R]],
     *,
     priority: int = ...,
@@ -172,7 +173,7 @@ def task[**P, R](
     takes_context: Literal[False] = ...,
 ) -> LocalTask[P, R]: ...
 @overload
-def task[**P, R](  # type: ignore[overload-overlap]  # the narrower comes first
+def task[**P, R](
     function: Callable[Concatenate[LocalTaskContext, P], Coroutine[Any, Any, R]],
     *,
     priority: int = ...,

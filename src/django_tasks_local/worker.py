@@ -36,11 +36,12 @@ def run_task(
 ) -> Outcome:
     """Run a task's function on this thread and say what came of it.
 
-    It runs in `context`, which `context.enter_task` has prepared. Without a `function` the task's path is imported. Whatever the function raises is
-    recorded: nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt`
-    included, for both would otherwise end a worker that serves other tasks. The
-    thread's database connections are cared for afterwards as a request's are; before,
-    there is nothing to care for, since a worker that rests holds none.
+    It runs in `context`, which `context.enter_task` has prepared. Without a
+    `function` the task's path is imported. Whatever the function raises is recorded:
+    nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt` included,
+    for both would otherwise end a worker that serves other tasks. The thread's
+    database connections are cared for afterwards as a request's are; before, there is
+    nothing to care for, since a worker that rests holds none.
     """
     value = error = None
     try:
@@ -81,15 +82,14 @@ def lost_outcome(result_id: str, reason: str, /) -> Outcome:
 
 def _call(record: Record, function: Callable[..., Any] | None) -> str:
     _leave_the_enqueuers_loop()
-    if function is None:
-        function = find_function(record.task)
+    run: Callable[..., Any] = function or find_function(record.task)
     args, kwargs = decode_arguments(record.arguments)
     if record.task.takes_context:
         result = handle_of(record)
         args.insert(0, LocalTaskContext(task_result=result))
-    if iscoroutinefunction(function):
-        function = async_to_sync(function)
-    value = function(*args, **kwargs)
+    if iscoroutinefunction(run):
+        run = async_to_sync(run)
+    value = run(*args, **kwargs)
     try:
         return encode_value(value)
     except TypeError as err:

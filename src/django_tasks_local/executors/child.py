@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import count
@@ -125,9 +125,7 @@ class PipeLink:
     thread does, with nobody else about, so that a call costs no change of threads.
     """
 
-    def __init__(
-        self, connection: "Connection[bytes, bytes]", *, alias: str
-    ) -> None:
+    def __init__(self, connection: "Connection[bytes, bytes]", *, alias: str) -> None:
         self.alias = alias
         self._connection = connection
         self._pid = os.getpid()
@@ -183,7 +181,7 @@ class PipeLink:
         return _ParentsResult(self, record)
 
     @contextmanager
-    def watching(self, result: "_ParentsResult", /) -> Iterator[None]:
+    def watching(self, result: "_ParentsResult", /) -> Generator[None]:
         """Have the result's `completion` finish when the parent's task does."""
         watch_id = next(self._ids)
         record = result.record

@@ -15,12 +15,12 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 __all__ = ["Alarm", "Child", "ChildMain", "release_server", "start_child"]
 
@@ -93,6 +93,11 @@ class Child:
                 elif self.pid:
                     os.kill(self.pid, signal.SIGKILL)
 
+    def close_in_fork(self) -> None:
+        """The same in a fork of this process, where the process is not a child."""
+        self._lock = threading.Lock()  # the old one's holder may not be here
+        self.close()
+
     def close(self) -> None:
         """Let go of the pipe and of what tells about the process, which ends by it."""
         with self._lock:
@@ -119,7 +124,7 @@ class Alarm:
         return self._read_end.fileno()
 
     def ring(self) -> None:
-        """Any thread. One that is full rings already; one that is closed, for nobody."""
+        """Any thread. One that is full rings already; a closed one is for nobody."""
         with suppress(ValueError):
             self._write_end.write(b"\0")
 
@@ -127,7 +132,12 @@ class Alarm:
         """Be silent again."""
         self._read_end.read(65536)
 
+    def close_in_fork(self) -> None:
+        """As `close`, in a fork of this process."""
+        self.close()
+
     def close(self) -> None:
+        """Let go of its files. A second call does nothing."""
         self._read_end.close()
         self._write_end.close()
 
@@ -226,7 +236,7 @@ def _stop(server: forkserver.ForkServer) -> None:
 
 
 @contextmanager
-def _sigint_blocked() -> Iterator[None]:
+def _sigint_blocked() -> Generator[None]:
     # The server and its children are born with the mask of the thread that starts it,
     # so that Ctrl-C does not meet a child that is not yet ready to ignore it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -237,28 +247,29 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def _start_method_kept() -> Iterator[None]:
+def _start_method_kept() -> Generator[None]:
     # Preparing the server's preload asks for the start method, which fixes it.
-    before = multiprocessing.get_start_method(allow_none=True)
+    # Typeshed does not know that it is None where none was chosen.
+    before = cast("str | None", multiprocessing.get_start_method(allow_none=True))
     try:
         yield
     finally:
         if before is None:
-            # Documented nowhere, but what `force` is for: none is chosen any more.
+            # Not documented, but what `force` is for: none is chosen any more.
             multiprocessing.set_start_method(None, force=True)
 
 
 def _after_fork_in_child() -> None:
-    """The parent's server and children are not this process's: hold none of their
-    files, or they would outlive the parent."""
+    """Hold none of the files of the parent's server and children.
+
+    They are not this process's, and would outlive the parent.
+    """
     global _server, _lock, _users, _held
     alive_fd = vars(_server)["_forkserver_alive_fd"]
     if alive_fd is not None:
         os.close(alive_fd)
     for held in list(_held):
-        if isinstance(held, Child):
-            held._lock = threading.Lock()  # its holder may not be here
-        held.close()
+        held.close_in_fork()
     _server = forkserver.ForkServer()
     _lock = threading.Lock()
     _users = weakref.WeakSet()
@@ -266,7 +277,7 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(
-    before=lambda: _lock.acquire(),
-    after_in_parent=lambda: _lock.release(),
+    before=lambda: _lock.acquire(),  # noqa: PLW0108  # whichever lock it is by then
+    after_in_parent=lambda: _lock.release(),  # noqa: PLW0108
     after_in_child=_after_fork_in_child,
 )

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import assert_never
@@ -148,8 +149,8 @@ class _ProcessWorker:
             return self._converse(child, call.context or copy_context())
         except (_Lost, OSError, EOFError):
             ran_s = time.monotonic() - began
-            reason = f"{self._end_of(child)} after running {record.task.path} for {ran_s:.3f} s."
-            return lost_outcome(record.id, reason)
+            what = f"running {record.task.path} for {ran_s:.3f} s"
+            return lost_outcome(record.id, f"{self._end_of(child)} after {what}.")
         finally:
             self._watches.clear()
 
@@ -239,10 +240,8 @@ class _ProcessWorker:
         child = self._child
         if child is None:
             return
-        try:
+        with suppress(OSError):  # it has ended
             _send(child, Stop())
-        except OSError:
-            pass  # it has ended
         child.exit_code(timeout_s=_STOP_S)
         self._drop_child()
 

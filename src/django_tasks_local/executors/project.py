@@ -52,10 +52,15 @@ class Project(NamedTuple):
 
 def project_key() -> ProjectKey:
     """What the project stands on right now."""
-    return ProjectKey(
-        settings._wrapped,
-        tuple((alias, config["NAME"]) for alias, config in connections.settings.items()),
+    names = tuple(
+        (alias, config["NAME"]) for alias, config in connections.settings.items()
     )
+    return ProjectKey(_wrapped_settings(), names)
+
+
+def _wrapped_settings() -> object:
+    # Django's own `override_settings` works with it; the stubs do not know it.
+    return vars(settings)["_wrapped"]
 
 
 def take_project() -> Project:
@@ -92,7 +97,10 @@ def _values(layer: UserSettingsHolder) -> dict[str, Any]:
 
 
 def _own_defaults(base: object) -> dict[str, Any]:
-    if not isinstance(base, ModuleType) or base.__name__ == "django.conf.global_settings":
+    if (
+        not isinstance(base, ModuleType)
+        or base.__name__ == "django.conf.global_settings"
+    ):
         return {}
     return {name: value for name, value in vars(base).items() if name.isupper()}
 
@@ -142,13 +150,14 @@ def see_project(project: Project, /) -> None:
     if project.configured is not None and not settings.configured:
         settings.configure(**_unpickled(project.configured))
     if project.overrides or project.deleted:
-        settings.DEBUG  # noqa: B018  # has a settings module loaded
-        holder = UserSettingsHolder(settings._wrapped)
+        project_key()  # has a settings module loaded
+        holder = UserSettingsHolder(_wrapped_settings())
         for name, value in _unpickled(project.overrides).items():
             setattr(holder, name, value)
         for name in project.deleted:
             delattr(holder, name)
-        settings._wrapped = holder
+        # Assigned, so that the values that were read before are forgotten.
+        setattr(settings, "_wrapped", holder)  # noqa: B010
     django.setup()
     for alias, name in pickle.loads(project.database_names):
         connections.settings[alias]["NAME"] = name
