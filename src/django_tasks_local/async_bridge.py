@@ -71,15 +71,17 @@ class Completion:
             return True
         if timeout_s is not None and timeout_s <= 0:
             return False
-        ended = threading.Event()
-        if not self.add_waiter(ended.set):
+        # A lock, taken now and released at the end, is the lightest thing to wait for.
+        ended = threading.Lock()
+        ended.acquire()
+        if not self.add_waiter(ended.release):
             return True
         try:
-            return ended.wait(
-                None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
-            )
+            if timeout_s is None:
+                return ended.acquire()
+            return ended.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
         finally:
-            self.remove_waiter(ended.set)
+            self.remove_waiter(ended.release)
 
     async def wait_async(self) -> None:
         """Let other coroutines run until the end, under asyncio or trio."""

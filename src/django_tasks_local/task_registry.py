@@ -1,5 +1,6 @@
 """From a task to the plain data that names it, and back."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pkgutil import resolve_name
@@ -15,6 +16,7 @@ __all__ = ["find_function", "find_task", "remember_task", "spec_of", "to_datetim
 # Grows with the number of definitions and of the options given to `using`, not with
 # the number of tasks enqueued.
 _tasks: "dict[TaskSpec, Task[..., Any]]" = {}
+_functions: dict[str, Callable[..., Any]] = {}
 
 
 def to_datetime(at: Timestamp, /) -> datetime:
@@ -66,7 +68,18 @@ def _replace(task: "Task[..., Any]", **options: Any) -> "Task[..., Any]":
     return replace(task, **options)
 
 
-def find_function(spec: TaskSpec, /) -> Any:
-    """The function of a task, also where its path holds the plain function."""
-    found = resolve_name(spec.path)
-    return found.func if isinstance(found, Task) else found
+def find_function(spec: TaskSpec, /) -> Callable[..., Any]:
+    """The function of a task, also where its path holds the plain function.
+
+    Raises what `find_task` raises. Looked up once in a process.
+    """
+    function = _functions.get(spec.path)
+    if function is None:
+        found = resolve_name(spec.path)
+        function = (
+            cast("Task[..., Any]", found).func if isinstance(found, Task) else found
+        )
+        if not callable(function):
+            raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
+        _functions[spec.path] = function
+    return function

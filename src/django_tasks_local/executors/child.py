@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from collections import deque
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import count
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
 from typing import assert_never
 
 import anyio.to_thread
@@ -44,6 +44,7 @@ from .messages import (
     pack,
     unpack_to_child,
 )
+from .pipe import MessagePipe
 from .project import Project, see_project
 
 __all__ = ["WorkerMain"]
@@ -65,14 +66,14 @@ class WorkerMain:
         os.close(parent_sentinel)
         fd = forkserver.get_inherited_fds()
         assert fd is not None  # the server has sent it
-        connection: Connection[bytes, bytes] = Connection(fd[0])
+        pipe = MessagePipe(socket.socket(fileno=fd[0]))
         threading.Thread(
             target=_leave_with_parent,
-            args=(connection.fileno(), self._parent_pid),
+            args=(pipe.fileno(), self._parent_pid),
             name="django-tasks-parent",
             daemon=True,
         ).start()
-        link = PipeLink(connection, alias=self._alias)
+        link = PipeLink(pipe, alias=self._alias)
         set_parent_link(_BootingLink())
         try:
             see_project(self._project)
@@ -125,9 +126,9 @@ class PipeLink:
     thread does, with nobody else about, so that a call costs no change of threads.
     """
 
-    def __init__(self, connection: "Connection[bytes, bytes]", *, alias: str) -> None:
+    def __init__(self, pipe: MessagePipe, *, alias: str) -> None:
         self.alias = alias
-        self._connection = connection
+        self._pipe = pipe
         self._pid = os.getpid()
         self._send_lock = threading.Lock()
         self._arrival = threading.Condition()
@@ -222,7 +223,7 @@ class PipeLink:
         """Any thread."""
         data = pack(message)
         with self._send_lock:  # messages must not mix
-            self._connection.send_bytes(data)
+            self._pipe.send(data)
 
     def _read_until(
         self, is_there: Callable[[], bool], *, timeout_s: float | None = None
@@ -241,9 +242,11 @@ class PipeLink:
             message = None
             is_in_time = False
             try:
-                is_in_time = timeout_s is None or self._connection.poll(timeout_s)
+                is_in_time = timeout_s is None or self._pipe.is_readable(
+                    timeout_s=timeout_s
+                )
                 if is_in_time:
-                    message = unpack_to_child(self._connection.recv_bytes())
+                    message = unpack_to_child(self._pipe.receive())
             except (EOFError, OSError):
                 message = Stop()
             finally:
@@ -273,7 +276,7 @@ class PipeLink:
     def leave_to_parent(self) -> None:
         """In a fork that a task made: the pipe is not its own."""
         set_parent_link(None)
-        self._connection.close()
+        self._pipe.close()
 
     # As the host of its tasks, for what `context` may ask of one. The parent lends
     # the slot when it is told of the wait.

@@ -19,10 +19,11 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, Pipe
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-__all__ = ["Alarm", "Child", "ChildMain", "release_server", "start_child"]
+from .pipe import MessagePipe
+
+__all__ = ["Child", "ChildMain", "release_server", "start_child"]
 
 _PRELOAD = "django_tasks_local.executors.child"
 
@@ -42,50 +43,75 @@ class ChildMain(Protocol):
 class Child:
     """A worker process, and this process's end of the pipe to it.
 
-    Files are held as objects, not as numbers: a number may be another file's by the
-    time that it is used. Only `kill` may be called from any thread.
+    A thread waits for the process's end and then hangs the pipe up, so that who reads
+    from it knows at once, even where a grandchild holds the other end. Files are held
+    as objects, not as numbers: a number may be another file's by the time that it is
+    used.
     """
 
-    def __init__(self, connection: "Connection[Any, Any]", status: FileIO) -> None:
-        self.connection = connection
+    def __init__(self, pipe: MessagePipe, status: FileIO) -> None:
+        self._pipe = pipe
         self._status = status
         self._pidfd: FileIO | None = None
         self._lock = threading.Lock()
         self._is_closed = False
+        self._exit_code: int | None = None
+        self._has_ended = threading.Event()
+        self._send_lock = threading.Lock()
+        self._watcher: threading.Thread | None = None
         self.pid = 0
 
-    def take_pid(self) -> None:
-        """Learn from the server which process it is. Raises EOFError, OSError."""
+    def watch(self) -> None:
+        """Learn from the server which process it is, and wait for its end.
+
+        Raises EOFError, OSError or RuntimeError when that cannot be done.
+        """
         self.pid = _read_number(self._status)
         if sys.platform == "linux":
-            with suppress(ProcessLookupError):  # dead and gone: its pipe says so
+            with suppress(ProcessLookupError):  # it is gone: the server tells
                 self._pidfd = FileIO(os.pidfd_open(self.pid))
+        watcher = threading.Thread(
+            target=self._wait_for_end, name=f"django-tasks-{self.pid}", daemon=True
+        )
+        watcher.start()
+        self._watcher = watcher
 
-    @property
-    def death_fd(self) -> int:
-        """A file descriptor that becomes readable when the process is dead.
+    def _wait_for_end(self) -> None:
+        try:
+            self._exit_code = _read_number(self._status)
+        except EOFError:
+            # The server has ended, which alone knew the exit code.
+            if self._pidfd is not None:
+                _is_readable(self._pidfd.fileno(), timeout_s=None)
+        self._has_ended.set()
+        with suppress(OSError):
+            self._pipe.hang_up()
 
-        Not the pipe's, which a grandchild may hold open.
-        """
-        return (self._pidfd or self._status).fileno()
+    def send(self, data: bytes, /) -> None:
+        """Any thread. Raises OSError when the process has ended."""
+        with self._send_lock:  # messages must not mix
+            self._pipe.send(data)
+
+    def receive(self) -> bytes:
+        """One thread. Raises EOFError or OSError when the process has ended."""
+        return self._pipe.receive()
 
     def is_alive(self) -> bool:
         """Whether the process has not ended."""
-        return not _is_readable(self.death_fd, timeout_s=0.0)
+        if self._has_ended.is_set():
+            return False
+        pidfd = self._pidfd
+        return pidfd is None or not _is_readable(pidfd.fileno(), timeout_s=0.0)
 
     def exit_code(self, *, timeout_s: float) -> int | None:
         """The exit code, negative for a signal; None if it cannot be known in time."""
-        if not _is_readable(self._status.fileno(), timeout_s=timeout_s):
-            return None
-        try:
-            return _read_number(self._status)
-        except (EOFError, OSError):
-            return None  # the server is gone, and the answer with it
+        self._has_ended.wait(timeout_s)
+        return self._exit_code
 
     def kill(self) -> None:
-        """End the process now, if it has not ended."""
+        """End the process now, if it has not ended. Any thread."""
         with self._lock:  # the process may be closed by its own thread meanwhile
-            if self._is_closed:
+            if self._is_closed or self._has_ended.is_set():
                 return
             with suppress(ProcessLookupError):
                 if self._pidfd is not None:
@@ -93,53 +119,25 @@ class Child:
                 elif self.pid:
                     os.kill(self.pid, signal.SIGKILL)
 
-    def close_in_fork(self) -> None:
-        """The same in a fork of this process, where the process is not a child."""
-        self._lock = threading.Lock()  # the old one's holder may not be here
-        self.close()
-
     def close(self) -> None:
-        """Let go of the pipe and of what tells about the process, which ends by it."""
+        """Kill the process, if it has not ended, and let go of its files."""
+        self.kill()
+        if self._watcher is not None:
+            self._watcher.join()
+        self._close_files()
+
+    def close_in_fork(self) -> None:
+        """Let go of the files in a fork of this process: the child is not its own."""
+        self._lock = threading.Lock()  # the old one's holder may not be here
+        self._close_files()
+
+    def _close_files(self) -> None:
         with self._lock:
             self._is_closed = True
-            self.connection.close()
+            self._pipe.close()
             self._status.close()
             if self._pidfd is not None:
                 self._pidfd.close()
-
-
-class Alarm:
-    """Wakes a thread that polls, from other threads."""
-
-    def __init__(self) -> None:
-        read_end, write_end = os.pipe()
-        self._read_end, self._write_end = FileIO(read_end), FileIO(write_end, "w")
-        os.set_blocking(read_end, False)
-        os.set_blocking(write_end, False)
-        _held.add(self)
-
-    @property
-    def fd(self) -> int:
-        """Readable once the alarm was rung."""
-        return self._read_end.fileno()
-
-    def ring(self) -> None:
-        """Any thread. One that is full rings already; a closed one is for nobody."""
-        with suppress(ValueError):
-            self._write_end.write(b"\0")
-
-    def reset(self) -> None:
-        """Be silent again."""
-        self._read_end.read(65536)
-
-    def close_in_fork(self) -> None:
-        """As `close`, in a fork of this process."""
-        self.close()
-
-    def close(self) -> None:
-        """Let go of its files. A second call does nothing."""
-        self._read_end.close()
-        self._write_end.close()
 
 
 def _read_number(file: FileIO) -> int:
@@ -153,10 +151,10 @@ def _read_number(file: FileIO) -> int:
     return number
 
 
-def _is_readable(fd: int, *, timeout_s: float) -> bool:
+def _is_readable(fd: int, *, timeout_s: float | None) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1000))
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 # One server a process, for all aliases, while any of them has worker processes.
@@ -166,7 +164,7 @@ _server = forkserver.ForkServer()
 # fork keeps a file that nobody knows of.
 _lock = threading.Lock()
 _users: "weakref.WeakSet[object]" = weakref.WeakSet()
-_held: "weakref.WeakSet[Child | Alarm]" = weakref.WeakSet()
+_held: "weakref.WeakSet[Child]" = weakref.WeakSet()
 
 
 def start_child(main: ChildMain, /, *, user: object) -> Child:
@@ -177,7 +175,7 @@ def start_child(main: ChildMain, /, *, user: object) -> Child:
     data = pickle.dumps({"sys_path": list(sys.path)}) + pickle.dumps(main)
     with _lock:
         _users.add(user)
-        ours, theirs = Pipe(duplex=True)
+        ours, theirs = MessagePipe.pair()
         try:
             with _sigint_blocked(), _start_method_kept():
                 status_fd, data_fd = _connect([theirs.fileno()])
@@ -191,7 +189,7 @@ def start_child(main: ChildMain, /, *, user: object) -> Child:
         try:
             with open(data_fd, "wb") as file:
                 file.write(data)
-            child.take_pid()
+            child.watch()
         except BaseException:
             child.close()
             raise

@@ -5,16 +5,13 @@ it ran, and no process shares a pipe or a lock with another.
 """
 
 import os
-import select
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, copy_context
-from functools import partial
 from typing import assert_never
 
 from django.core.exceptions import ImproperlyConfigured
@@ -25,7 +22,7 @@ from ..protocols import WorkerHost
 from ..records import Call, Outcome, Record
 from ..worker import error_record, lost_outcome
 from .child import WorkerMain
-from .fork_server import Alarm, Child, release_server, start_child
+from .fork_server import Child, release_server, start_child
 from .messages import (
     BootFailed,
     Ready,
@@ -120,6 +117,7 @@ class _ProcessWorker:
         self._child: Child | None = None
         self._key: ProjectKey | None = None
         self._is_busy = False
+        self._has_rested = False
         self._watches = _Watches(host)
 
     def run(self, call: Call, /) -> Outcome:
@@ -166,7 +164,9 @@ class _ProcessWorker:
         key = project_key()
         child = self._child
         if child is not None:
-            if self._key is not None and self._key.is_same(key) and child.is_alive():
+            is_alive = not self._has_rested or child.is_alive()
+            self._has_rested = False
+            if is_alive and self._key is not None and self._key.is_same(key):
                 return child
             self._stop_child()
         self._key = key
@@ -184,49 +184,34 @@ class _ProcessWorker:
 
     def _receive(self, child: Child) -> bytes:
         try:
-            return child.connection.recv_bytes()
+            return child.receive()
         except (EOFError, OSError) as err:
             raise _Lost(f"{self._end_of(child)} while it started.") from err
 
     def _converse(self, child: Child, context: Context) -> Outcome:
         """Answer what the task asks, until its outcome comes."""
-        pipe_fd = child.connection.fileno()
-        poller = select.poll()
-        poller.register(pipe_fd, select.POLLIN)
-        poller.register(child.death_fd, select.POLLIN)
         while True:
-            readable = [fd for fd, _ in poller.poll()]
-            if pipe_fd in readable:  # first, since a dead process may have sent it
-                message = unpack_from_child(child.connection.recv_bytes())
-                match message:
-                    case Outcome():
-                        return message
-                    case Request():
-                        answer = context.run(self._host.serve, message.request)
-                        _send(child, Reply(message.request_id, answer))
-                    case Watch():
-                        if self._watches.add(message):
-                            poller.register(self._watches.fd, select.POLLIN)
-                        else:
-                            _send(child, Watched(message.watch_id))
-                    case Unwatch():
-                        self._watches.remove(message.watch_id)
-                    case Ready() | BootFailed():
-                        raise _Lost
-                    case _:
-                        assert_never(message)
-            elif child.death_fd in readable:
-                raise _Lost
-            else:
-                for watch_id in self._watches.take_finished():
-                    _send(child, Watched(watch_id))
+            message = unpack_from_child(child.receive())
+            match message:
+                case Outcome():
+                    return message
+                case Request():
+                    answer = context.run(self._host.serve, message.request)
+                    _send(child, Reply(message.request_id, answer))
+                case Watch():
+                    self._watches.add(message, child)
+                case Unwatch():
+                    self._watches.end(message.watch_id)
+                case Ready() | BootFailed():
+                    raise _Lost
+                case _:
+                    assert_never(message)
 
     def rest(self) -> None:
-        pass
+        self._has_rested = True
 
     def close(self) -> None:
         self._stop_child()
-        self._watches.close()
         self._executor.worker_closed(self)
 
     def kill_if_busy(self) -> None:
@@ -248,7 +233,6 @@ class _ProcessWorker:
     def _drop_child(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
             child.close()
 
     def _end_of(self, child: Child) -> str:
@@ -271,70 +255,64 @@ class _ProcessWorker:
 
 def _send(child: Child, message: ToChild) -> None:
     # Only what the child waits for is ever sent, so that it does not block.
-    child.connection.send_bytes(pack(message))
+    child.send(pack(message))
 
 
 class _Watches:
-    """The results that the task in the child waits for."""
+    """The results that the task in the child waits for.
+
+    Who waits is in `_waiting`, and who has lent the slot in `_lent`; what ends a watch
+    takes it out of both, and only one can.
+    """
 
     def __init__(self, host: WorkerHost) -> None:
         self._host = host
         self._running_id = ""
-        self._alarm: Alarm | None = None
-        self._remove: dict[int, Callable[[], None]] = {}
-        self._finished: deque[int] = deque()
-
-    @property
-    def fd(self) -> int:
-        assert self._alarm is not None  # `add` has made it
-        return self._alarm.fd
-
-    def add(self, watch: Watch) -> bool:
-        """Whether there is anything to wait for; the slot is lent meanwhile."""
-        if self._alarm is None:
-            self._alarm = Alarm()
-        notify = partial(self._is_finished, watch.watch_id, self._alarm)
-        remove = self._host.on_finished(watch.alias, watch.result_id, notify)
-        if remove is None:
-            return False
-        self._remove[watch.watch_id] = remove
-        self._host.lend_slot(self._running_id)
-        return True
-
-    def _is_finished(self, watch_id: int, alarm: Alarm) -> None:
-        self._finished.append(watch_id)
-        alarm.ring()
-
-    def take_finished(self) -> list[int]:
-        """The watches that have come to their end since the last call."""
-        if self._alarm is not None:
-            self._alarm.reset()
-        finished: list[int] = []
-        while self._finished:
-            watch_id = self._finished.popleft()
-            if self.remove(watch_id):
-                finished.append(watch_id)
-        return finished
-
-    def remove(self, watch_id: int) -> bool:
-        remove = self._remove.pop(watch_id, None)
-        if remove is None:
-            return False
-        remove()
-        self._host.reclaim_slot(self._running_id)
-        return True
+        self._waiting: dict[int, Callable[[], None] | None] = {}
+        self._lent: set[int] = set()
 
     def begin(self, running_id: str) -> None:
         """The task of that id begins."""
         self._running_id = running_id
 
-    def clear(self) -> None:
-        """It has ended."""
-        for watch_id in list(self._remove):
-            self.remove(watch_id)
-        self._finished.clear()
+    def add(self, watch: Watch, child: Child) -> None:
+        """Tell the child when the result is finished; lend the slot meanwhile."""
+        watch_id = watch.watch_id
 
-    def close(self) -> None:
-        self.clear()
-        if self._alarm is not None:
-            self._alarm.close()
+        def tell() -> None:
+            if self.end(watch_id):
+                with suppress(OSError):  # it has ended
+                    _send(child, Watched(watch_id))
+
+        self._waiting[watch_id] = None
+        remove = self._host.on_finished(watch.alias, watch.result_id, tell)
+        if remove is None:
+            tell()
+            return
+        self._host.lend_slot(self._running_id)
+        self._lent.add(watch_id)
+        if watch_id in self._waiting:
+            self._waiting[watch_id] = remove
+        if watch_id not in self._waiting:  # it was told meanwhile
+            self.end(watch_id)
+
+    def end(self, watch_id: int) -> bool:
+        """The wait is over; False where it was before."""
+        try:
+            self._lent.remove(watch_id)
+        except KeyError:
+            pass
+        else:
+            self._host.reclaim_slot(self._running_id)
+        try:
+            remove = self._waiting.pop(watch_id)
+        except KeyError:
+            return False
+        if remove is not None:
+            remove()
+        return True
+
+    def clear(self) -> None:
+        """The task has ended."""
+        for watch_id in list(self._waiting):
+            self.end(watch_id)

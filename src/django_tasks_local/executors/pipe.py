@@ -1,0 +1,89 @@
+"""Whole messages over a pair of connected sockets."""
+
+import select
+import socket
+import struct
+from typing import Self
+
+__all__ = ["MessagePipe"]
+
+_LENGTH = struct.Struct("!Q")
+_CHUNK = 65_536
+
+
+class MessagePipe:
+    """One end. One thread at a time may send, and one may receive.
+
+    As `multiprocessing.connection.Connection`, but for one system call where that
+    makes two: each lets another thread take the interpreter, and has to wait for it
+    again.
+    """
+
+    __slots__ = ("_received", "_socket")
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._received = b""
+
+    @classmethod
+    def pair(cls) -> tuple[Self, Self]:
+        """Both ends of a new pipe."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        return cls(ours), cls(theirs)
+
+    def fileno(self) -> int:
+        """The file descriptor of this end."""
+        return self._socket.fileno()
+
+    def send(self, data: bytes, /) -> None:
+        """Blocks while the pipe is full. Raises OSError when nobody can receive."""
+        header = _LENGTH.pack(len(data))
+        if len(data) <= _CHUNK:
+            self._socket.sendall(header + data)
+        else:
+            self._socket.sendall(header)
+            self._socket.sendall(data)
+
+    def receive(self) -> bytes:
+        """Blocks until a message is there. Raises EOFError when none can come."""
+        received = self._received
+        while len(received) < _LENGTH.size:
+            received += self._more()
+        (length,) = _LENGTH.unpack_from(received)
+        end = _LENGTH.size + length
+        if len(received) < end:
+            received += self._exactly(end - len(received))
+        self._received = received[end:]
+        return received[_LENGTH.size : end]
+
+    def is_readable(self, *, timeout_s: float) -> bool:
+        """Whether `receive` would not block, waiting so many seconds for it."""
+        if self._received:
+            return True
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+
+    def hang_up(self) -> None:
+        """Have a blocked `receive` of this end raise, once it has what was sent."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """A second call does nothing."""
+        self._socket.close()
+
+    def _more(self) -> bytes:
+        data = self._socket.recv(_CHUNK)
+        if not data:
+            raise EOFError
+        return data
+
+    def _exactly(self, length: int) -> bytearray:
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            count = self._socket.recv_into(view, flags=socket.MSG_WAITALL)
+            if not count:
+                raise EOFError
+            view = view[count:]
+        return data
