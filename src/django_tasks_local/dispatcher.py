@@ -30,7 +30,7 @@ from .records import (
     apply_start,
 )
 from .results import handle_of
-from .signals import send, task_finished, task_started
+from .signals import is_heard, send, task_finished, task_started
 from .task_queue import TaskQueue
 from .worker import lost_outcome
 
@@ -166,7 +166,6 @@ class Dispatcher(WorkerHost):
             jobs = self._queue.drain()
             self._pending -= len(jobs)
         for job in jobs:
-            job.context.run(enter_task, self, job.record.id, self._alias)
             self._finish(job, lost_outcome(job.record.id, reason))
 
     def end(self, *, timeout_s: float) -> None:
@@ -187,7 +186,6 @@ class Dispatcher(WorkerHost):
         record = apply_start(job.record, worker_id=worker_id, at=at)
         self._save(record)
         job.record = record
-        job.context.run(enter_task, self, record.id, self._alias)
         self._send(task_started, job, record)
         return record
 
@@ -314,10 +312,13 @@ class Dispatcher(WorkerHost):
     # Signals.
 
     def _send(self, signal: Signal, job: Job, record: Record) -> None:
-        # The receivers, Django's logging among them, see what the task sees.
-        job.context.run(self._send_in_context, signal, job, record)
+        has_failed = record.status is TaskResultStatus.FAILED
+        if is_heard(signal, has_failed=has_failed):
+            # The receivers, Django's logging among them, see what the task sees.
+            job.context.run(self._send_in_context, signal, job, record)
 
     def _send_in_context(self, signal: Signal, job: Job, record: Record) -> None:
+        enter_task(self, record.id, self._alias)
         result = handle_of(record, waitable=job, task=job.task)
         if record.status is not TaskResultStatus.FAILED:
             send(signal, self._sender, result)

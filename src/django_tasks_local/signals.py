@@ -27,6 +27,7 @@ from .async_bridge import is_in_trio
 __all__ = [
     "asend",
     "has_only_djangos_receiver",
+    "is_heard",
     "send",
     "task_enqueued",
     "task_finished",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger("django_tasks_local")
+_djangos_logger = logging.getLogger("django.tasks")
 
 _FAILURE = "TASKS[%r]: a receiver failed for result %s"
 
@@ -41,6 +43,11 @@ _DJANGOS_RECEIVERS: dict[Signal, Callable[..., None]] = {
     task_enqueued: log_task_enqueued,
     task_started: log_task_started,
     task_finished: log_task_finished,
+}
+_DJANGOS_LEVELS = {
+    task_enqueued: logging.DEBUG,
+    task_started: logging.INFO,
+    task_finished: logging.INFO,
 }
 
 
@@ -52,6 +59,14 @@ def has_only_djangos_receiver(signal: Signal, /) -> bool:
     # An entry begins with its look-up key: the ids of the receiver and the sender.
     receiver_id: int = receivers[0][0][0]
     return receiver_id == id(_DJANGOS_RECEIVERS[signal])
+
+
+def is_heard(signal: Signal, /, *, has_failed: bool = False) -> bool:
+    """Whether sending makes a difference to anybody: a receiver, or Django's log."""
+    if not has_only_djangos_receiver(signal):
+        return bool(signal.receivers)
+    level = logging.ERROR if has_failed else _DJANGOS_LEVELS[signal]
+    return _djangos_logger.isEnabledFor(level)
 
 
 def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> None:

@@ -31,7 +31,13 @@ from .options import LocalOptions, parse_options
 from .protocols import ExecutorFactory
 from .records import EnqueueRequest, GetRequest, Record, Refusal, TaskSpec
 from .results import LocalTaskResult, handle_of, record_of
-from .signals import asend, has_only_djangos_receiver, send, task_enqueued
+from .signals import (
+    asend,
+    has_only_djangos_receiver,
+    is_heard,
+    send,
+    task_enqueued,
+)
 from .task_registry import find_task, remember_task
 
 __all__ = ["ExecutorState", "get_executor_state", "open_state", "shutdown_executor"]
@@ -78,19 +84,16 @@ class ExecutorState:
         """
         job = self._prepare(task, spec, arguments, context or copy_context())
         ready = job.record
-        handle = self._handle(ready, job)
 
         def is_visible() -> None:
             try:
-                result = handle
-                if not has_only_djangos_receiver(task_enqueued):
-                    result = self._handle(ready, job)  # theirs to keep, or to change
-                send(task_enqueued, self._sender, result)
+                if is_heard(task_enqueued):  # by receivers with a handle of their own
+                    send(task_enqueued, self._sender, self._handle(ready, job))
             finally:
                 self._dispatcher.push(job)
 
         self._store_ready(job, is_visible)
-        return handle
+        return self._handle(ready, job)
 
     async def aenqueue(
         self, task: "Task[..., Any]", spec: TaskSpec, arguments: str

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextvars import Context
+from functools import lru_cache
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from types import TracebackType
@@ -13,9 +14,10 @@ from typing import Any
 from asgiref.sync import SyncToAsync, async_to_sync
 from django.db import connections
 
-from .context import LocalTaskContext
+from .context import LocalTaskContext, enter_task
 from .errors import WorkerLost
 from .json_text import decode_arguments, encode_value
+from .protocols import SlotLender
 from .records import ErrorRecord, Outcome, Record
 from .results import handle_of
 from .task_registry import find_function
@@ -31,21 +33,22 @@ def run_task(
     record: Record,
     /,
     *,
+    host: SlotLender,
     function: Callable[..., Any] | None = None,
     context: Context,
 ) -> Outcome:
     """Run a task's function on this thread and say what came of it.
 
-    It runs in `context`, which `context.enter_task` has prepared. Without a
-    `function` the task's path is imported. Whatever the function raises is recorded:
-    nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt` included,
-    for both would otherwise end a worker that serves other tasks. The thread's
-    database connections are cared for afterwards as a request's are; before, there is
-    nothing to care for, since a worker that rests holds none.
+    It runs in `context`; `host` lends its slot while it waits for another task.
+    Without a `function` the task's path is imported. Whatever the function raises is
+    recorded: nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt`
+    included, for both would otherwise end a worker that serves other tasks. The
+    thread's database connections are cared for afterwards as a request's are; before,
+    there is nothing to care for, since a worker that rests holds none.
     """
     value = error = None
     try:
-        value = context.run(_call, record, function)
+        value = context.run(_call, record, host, function)
     except BaseException as err:
         error = error_record(err)
     finished_at = time.time()
@@ -80,14 +83,15 @@ def lost_outcome(result_id: str, reason: str, /) -> Outcome:
     return Outcome(result_id, time.time(), None, error)
 
 
-def _call(record: Record, function: Callable[..., Any] | None) -> str:
+def _call(record: Record, host: SlotLender, function: Callable[..., Any] | None) -> str:
+    enter_task(host, record.id, record.alias)
     _leave_the_enqueuers_loop()
     run: Callable[..., Any] = function or find_function(record.task)
     args, kwargs = decode_arguments(record.arguments)
     if record.task.takes_context:
         result = handle_of(record)
         args.insert(0, LocalTaskContext(task_result=result))
-    if iscoroutinefunction(run):
+    if _is_async(run):
         run = async_to_sync(run)
     value = run(*args, **kwargs)
     try:
@@ -96,6 +100,9 @@ def _call(record: Record, function: Callable[..., Any] | None) -> str:
         raise TypeError(
             f"Task {record.task.path} returned a value that is not JSON: {err}"
         ) from err
+
+
+_is_async = lru_cache(maxsize=1024)(iscoroutinefunction)
 
 
 def _leave_the_enqueuers_loop() -> None:

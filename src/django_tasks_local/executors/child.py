@@ -19,7 +19,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from ..async_bridge import Completion
-from ..context import enter_task, set_parent_link
+from ..context import set_parent_link
 from ..records import (
     EnqueueRequest,
     GetRequest,
@@ -152,13 +152,11 @@ class PipeLink:
             if self._is_over:
                 return
             record = self._calls.popleft()
-            context = copy_context()
-            context.run(enter_task, self, record.id, record.alias)
-            outcome = run_task(record, context=context)
+            outcome = run_task(record, host=self, context=copy_context())
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork that the task made has come back from it
             self.send(outcome)
-            del record, context, outcome
+            del record, outcome
 
     def _rest(self) -> None:
         """Close the database's connections if no call comes soon."""

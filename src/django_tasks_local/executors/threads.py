@@ -46,6 +46,7 @@ class _ThreadWorker:
         )
         return run_task(
             record,
+            host=self._host,
             function=call.function,
             context=call.context or copy_context(),
         )
