@@ -44,7 +44,7 @@ __all__ = ["ExecutorState", "get_executor_state", "open_state", "shutdown_execut
 
 logger = logging.getLogger("django_tasks_local")
 
-_KILL_S = 1.0
+_END_S = 1.0  # for threads that have nothing left to do
 _NAMED_AT_MOST = 100
 
 
@@ -299,7 +299,7 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
     if not state.wait_until_idle(state.options.shutdown_timeout_s):
         _warn_of_unfinished(state.unfinished_ids())
         state.drop_queued(f"TASKS[{alias!r}] was shut down before the task could run.")
-    state.end(timeout_s=_KILL_S)
+    state.end(timeout_s=0.0 if state.unfinished_ids() else _END_S)
     with _lock:
         _retired.discard(state)
 
@@ -430,9 +430,8 @@ def _drain() -> None:
             result_id for state in states for result_id in state.unfinished_ids()
         ]
         _warn_of_unfinished(unfinished)
-        deadline = time.monotonic() + _KILL_S
         for state in states:
-            state.end(timeout_s=max(0.0, deadline - time.monotonic()))
+            state.end(timeout_s=0.0)
 
 
 def _all_states() -> list[ExecutorState]:

@@ -16,6 +16,8 @@ __all__ = ["find_function", "find_task", "remember_task", "spec_of", "to_datetim
 # Grows with the number of definitions and of the options given to `using`, not with
 # the number of tasks enqueued.
 _tasks: "dict[TaskSpec, Task[..., Any]]" = {}
+# What multiprocessing calls a main module that it imports in a child.
+_MAIN_IN_CHILD = "__mp_main__."
 _functions: dict[str, Callable[..., Any]] = {}
 
 
@@ -26,8 +28,11 @@ def to_datetime(at: Timestamp, /) -> datetime:
 
 def spec_of(task: "Task[..., Any]", /) -> TaskSpec:
     """What names a task."""
+    path = task.module_path
+    if path.startswith(_MAIN_IN_CHILD):
+        path = f"__main__.{path.removeprefix(_MAIN_IN_CHILD)}"
     return TaskSpec(
-        task.module_path,
+        path,
         int(task.priority),
         task.queue_name,
         task.backend,
