@@ -46,7 +46,7 @@ class Retired(Exception):
 class Job(Completion):
     """A task from its enqueue to its end."""
 
-    __slots__ = ("context", "is_running", "lent", "task")
+    __slots__ = ("context", "lent", "slot", "task")
 
     def __init__(
         self, record: Record, *, task: "Task[..., Any]", context: Context
@@ -54,7 +54,8 @@ class Job(Completion):
         super().__init__(record)
         self.task = task
         self.context = context
-        self.is_running = False
+        self.slot: int | None = None
+        """The slot it runs on, once it runs."""
         self.lent = 0
 
 
@@ -79,6 +80,7 @@ class Dispatcher(WorkerHost):
         self._alias = alias
         self._sender = sender
         self._options = options
+        self._max_workers = options.max_workers
         self._store = store
         self._serve = serve
         self._find_job = find_job
@@ -136,7 +138,8 @@ class Dispatcher(WorkerHost):
         with self._lock:
             self._queue.push(job, priority=job.record.task.priority)
             due = self._take_due()
-        self._submit(due)
+        if due is not None:
+            self._submit(due)
 
     def job(self, result_id: str, /) -> Job | None:
         """The task of that id, until it is finished."""
@@ -206,14 +209,15 @@ class Dispatcher(WorkerHost):
     def lend_slot(self, result_id: str, /) -> None:
         with self._lock:
             job = self._jobs.get(result_id)
-            if job is None or not job.is_running:
+            if job is None or job.slot is None:
                 return
             job.lent += 1
             if job.lent > 1:
                 return
             self._lent += 1
             due = self._take_due()
-        self._submit(due)
+        if due is not None:
+            self._submit(due)
 
     @override
     def reclaim_slot(self, result_id: str, /) -> None:
@@ -227,32 +231,34 @@ class Dispatcher(WorkerHost):
 
     # From the queue to the executor, and back.
 
-    def _take_due(self) -> list[tuple[Job, int]]:
-        """Give each free slot the task that is next. To be called under the lock."""
-        due: list[tuple[Job, int]] = []
-        while self._queue and self._running - self._lent < self._options.max_workers:
-            job = self._queue.pop()
-            job.is_running = True
-            self._pending -= 1
-            self._running += 1
-            if self._free_slots:
-                due.append((job, heappop(self._free_slots)))
-            else:
-                due.append((job, self._slot_count))
-                self._slot_count += 1
-        return due
+    def _take_due(self) -> Job | None:
+        """Give a free slot to the task that is next. To be called under the lock.
 
-    def _submit(self, due: list[tuple[Job, int]]) -> None:
+        Once is enough: whatever frees a slot, or lends one, frees one.
+        """
+        if not self._queue or self._running - self._lent >= self._max_workers:
+            return None
+        job = self._queue.pop()
+        self._pending -= 1
+        self._running += 1
+        if self._free_slots:
+            job.slot = heappop(self._free_slots)
+        else:
+            job.slot = self._slot_count
+            self._slot_count += 1
+        return job
+
+    def _submit(self, job: Job) -> None:
         executor = self._executor
         assert executor is not None  # `start` comes before the first `admit`
-        for job, slot in due:
-            call = Call(job.record, slot, job.task.func, job.context)
-            executor.submit(call).add_done_callback(partial(self._ended, job, slot))
+        assert job.slot is not None  # `_take_due` gave it one
+        call = Call(job.record, job.slot, job.task.func, job.context)
+        executor.submit(call).add_done_callback(partial(self._ended, job))
 
-    def _ended(self, job: Job, slot: int, future: Future[Outcome]) -> None:
-        self._finish(job, future.result(), slot=slot)
+    def _ended(self, job: Job, future: Future[Outcome]) -> None:
+        self._finish(job, future.result())
 
-    def _finish(self, job: Job, outcome: Outcome, *, slot: int | None = None) -> None:
+    def _finish(self, job: Job, outcome: Outcome) -> None:
         record = apply_outcome(job.record, outcome)
         self._save(record)
         self._send(task_finished, job, record)
@@ -260,14 +266,15 @@ class Dispatcher(WorkerHost):
         self._forget_old_results()
         with self._lock:  # decides what the slot does next, and whether all is done
             self._drop(job)
-            if slot is not None:
+            if job.slot is not None:
                 self._running -= 1
-                heappush(self._free_slots, slot)
+                heappush(self._free_slots, job.slot)
             if job.lent:
                 self._lent -= 1
             due = self._take_due()
             is_done = self._is_retired and not self._jobs
-        self._submit(due)
+        if due is not None:
+            self._submit(due)
         if is_done:
             self._close()
 

@@ -6,7 +6,9 @@ through another's hands.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import json.encoder
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from json.encoder import encode_basestring_ascii
 from typing import Any, cast
 
 from django.utils.json import normalize_json
@@ -23,7 +25,32 @@ __all__ = [
 NO_ARGUMENTS = "[[],{}]"
 
 # ASCII only, so that any store and any pipe holds any text as it is.
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_encoder = json.JSONEncoder(
+    allow_nan=False, check_circular=False, separators=(",", ":")
+)
+
+
+def _make_encode() -> Callable[[object], str]:
+    """`_encoder.encode`, which makes a C encoder at each call, with one made once."""
+    # Typeshed leaves it out; it is None where Python is not CPython.
+    make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make_encoder is None:
+        return _encoder.encode
+    to_chunks: Callable[[object, int], Iterable[str]] = make_encoder(
+        None,  # no record of what is being encoded: a value that contains itself ends
+        _encoder.default,  # in a RecursionError
+        encode_basestring_ascii,
+        None,
+        _encoder.key_separator,
+        _encoder.item_separator,
+        False,
+        False,
+        _encoder.allow_nan,
+    )
+    return lambda value: "".join(to_chunks(value, 0))
+
+
+_encode = _make_encode()
 _decode = json.JSONDecoder().decode
 
 

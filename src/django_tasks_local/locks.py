@@ -2,7 +2,6 @@
 
 import threading
 import time
-from typing import Self
 
 __all__ = ["BargingLock"]
 
@@ -19,24 +18,24 @@ class BargingLock:
     For sections that only move data: nobody may block while holding it.
     """
 
-    __slots__ = ("_lock", "release")
+    __slots__ = ("_take", "release")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.release = self._lock.release
+        lock = threading.Lock()
+        self._take = lock.acquire
+        self.release = lock.release
 
     def acquire(self, blocking: bool = True) -> bool:
         """Take the lock; without `blocking`, False where it is taken."""
-        while not self._lock.acquire(blocking=False):
+        while not self._take(False):
             if not blocking:
                 return False
             time.sleep(0)  # gives the interpreter to another thread
         return True
 
-    def __enter__(self) -> Self:
-        while not self._lock.acquire(blocking=False):
+    def __enter__(self) -> None:
+        while not self._take(False):
             time.sleep(0)
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.release()

@@ -22,7 +22,13 @@ from .records import ErrorRecord, Outcome, Record
 from .results import handle_of
 from .task_registry import find_function
 
-__all__ = ["close_connections", "error_record", "lost_outcome", "run_task"]
+__all__ = [
+    "close_connections",
+    "close_old_connections",
+    "error_record",
+    "lost_outcome",
+    "run_task",
+]
 
 logger = logging.getLogger("django_tasks_local")
 
@@ -42,21 +48,22 @@ def run_task(
     It runs in `context`; `host` lends its slot while it waits for another task.
     Without a `function` the task's path is imported. Whatever the function raises is
     recorded: nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt`
-    included, for both would otherwise end a worker that serves other tasks. The
-    thread's database connections are cared for afterwards as a request's are; before,
-    there is nothing to care for, since a worker that rests holds none.
+    included, for both would otherwise end a worker that serves other tasks.
     """
     value = error = None
     try:
         value = context.run(_call, record, host, function)
     except BaseException as err:
         error = error_record(err)
-    finished_at = time.time()
-    _close_old_connections()
-    return Outcome(record.id, finished_at, value, error)
+    return Outcome(record.id, time.time(), value, error)
 
 
-def _close_old_connections() -> None:
+def close_old_connections() -> None:
+    """Care for this thread's database connections, as is done after a request.
+
+    After each task; before one there is nothing to care for, since a worker that
+    rests holds none.
+    """
     for connection in connections.all(initialized_only=True):
         try:
             if connection.in_atomic_block:

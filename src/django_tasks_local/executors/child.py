@@ -28,7 +28,12 @@ from ..records import (
     Refusal,
     apply_outcome,
 )
-from ..worker import close_connections, error_record, run_task
+from ..worker import (
+    close_connections,
+    close_old_connections,
+    error_record,
+    run_task,
+)
 from .messages import (
     BootFailed,
     FromChild,
@@ -156,6 +161,7 @@ class PipeLink:
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork that the task made has come back from it
             self.send(outcome)
+            close_old_connections()
             del record, outcome
 
     def _rest(self) -> None:

@@ -207,6 +207,9 @@ class _ProcessWorker:
                 case _:
                     assert_never(message)
 
+    def tidy(self) -> None:
+        pass  # the process does
+
     def rest(self) -> None:
         self._has_rested = True
 

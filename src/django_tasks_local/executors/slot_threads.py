@@ -22,6 +22,10 @@ class SlotWorker(Protocol):
         """Run a call to its end. Never raises."""
         ...
 
+    def tidy(self) -> None:
+        """A call has ended, and who waited for it knows."""
+        ...
+
     def rest(self) -> None:
         """No call waits: let go of what only a busy worker should hold."""
         ...
@@ -113,6 +117,7 @@ class SlotThreads:
                     return
                 call, future = item
                 future.set_result(worker.run(call))
+                worker.tidy()
                 # Nothing of a call is held while the next is waited for.
                 del item, call, future
         finally:

@@ -8,7 +8,7 @@ from ..identity import this_process
 from ..options import LocalOptions
 from ..protocols import WorkerHost
 from ..records import Call, Outcome
-from ..worker import close_connections, run_task
+from ..worker import close_connections, close_old_connections, run_task
 from .slot_threads import SlotThreads
 
 __all__ = ["ThreadExecutor"]
@@ -50,6 +50,9 @@ class _ThreadWorker:
             function=call.function,
             context=call.context or copy_context(),
         )
+
+    def tidy(self) -> None:
+        close_old_connections()
 
     def rest(self) -> None:
         close_connections()

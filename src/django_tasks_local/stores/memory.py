@@ -27,10 +27,16 @@ class MemoryStore:
     def add(
         self, records: Sequence[Record], /, *, on_visible: Callable[[], None]
     ) -> None:
+        if len(records) == 1:
+            record = records[0]
+            if self._records.setdefault(record.id, record) is not record:
+                raise _already_there(record)
+            on_visible()
+            return
         with self._lock:  # decides whether all of the ids are new
             for record in records:
                 if record.id in self._records:
-                    raise ValueError(f"There is a record of id {record.id!r} already.")
+                    raise _already_there(record)
             for record in records:
                 self._records[record.id] = record
         on_visible()
@@ -66,6 +72,8 @@ class MemoryStore:
         keep: int | None = None,
         limit: int | None = None,
     ) -> int:
+        if finished_before is None and (keep is None or len(self._finished) <= keep):
+            return 0
         with self._lock:  # decides which records are the oldest
             excess = 0 if keep is None else len(self._finished) - keep
             if excess <= 0 and finished_before is None:
@@ -89,3 +97,7 @@ class MemoryStore:
         with self._lock:
             self._records.clear()
             self._finished.clear()
+
+
+def _already_there(record: Record) -> ValueError:
+    return ValueError(f"There is a record of id {record.id!r} already.")
