@@ -223,7 +223,10 @@ def task(
     """
 
     def make_task(function: Callable[..., Any]) -> LocalTask[..., Any]:
-        return LocalTask[..., Any](
+        # Not subscripted: Python would set `__orig_class__`, which a frozen class
+        # refuses (and 3.12 does not ignore that).
+        make: type[LocalTask[..., Any]] = LocalTask
+        return make(
             func=function,
             priority=priority,
             queue_name=queue_name,

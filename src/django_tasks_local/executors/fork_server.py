@@ -64,7 +64,7 @@ class Child:
     def watch(self) -> None:
         """Learn from the server which process it is, and wait for its end.
 
-        Raises EOFError, OSError or RuntimeError when that cannot be done.
+        Raises EOFError or OSError when that cannot be done.
         """
         self.pid = _read_number(self._status)
         if sys.platform == "linux":
@@ -73,8 +73,11 @@ class Child:
         watcher = threading.Thread(
             target=self._wait_for_end, name=f"django-tasks-{self.pid}", daemon=True
         )
-        watcher.start()
-        self._watcher = watcher
+        # Early releases of Python 3.12 start no thread while they are ending. The
+        # pipe's own end has to do then.
+        with suppress(RuntimeError):
+            watcher.start()
+            self._watcher = watcher
 
     def _wait_for_end(self) -> None:
         try:
@@ -105,7 +108,10 @@ class Child:
 
     def exit_code(self, *, timeout_s: float) -> int | None:
         """The exit code, negative for a signal; None if it cannot be known in time."""
-        self._has_ended.wait(timeout_s)
+        if self._watcher is not None:
+            self._has_ended.wait(timeout_s)
+        elif _is_readable(self._status.fileno(), timeout_s=timeout_s):
+            self._wait_for_end()
         return self._exit_code
 
     def kill(self) -> None:

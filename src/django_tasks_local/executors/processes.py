@@ -37,7 +37,7 @@ from .messages import (
     pack,
     unpack_from_child,
 )
-from .project import ProjectKey, project_key, take_project
+from .project import ProjectKey, find_main, project_key, take_project
 from .slot_threads import SlotThreads
 
 __all__ = ["ProcessExecutor"]
@@ -60,6 +60,7 @@ class ProcessExecutor:
                 f"TASKS[{host.alias!r}] runs tasks in worker processes, which needs a "
                 "POSIX system."
             )
+        find_main()  # while the main module still runs
         self._host = host
         self._lock = threading.Lock()
         self._workers: set[_ProcessWorker] = set()

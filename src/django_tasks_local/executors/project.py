@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import sys
+from functools import cache
 from multiprocessing import process, spawn
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -12,7 +13,14 @@ import django
 from django.conf import Settings, UserSettingsHolder, settings
 from django.db import connections
 
-__all__ = ["Project", "ProjectKey", "project_key", "see_project", "take_project"]
+__all__ = [
+    "Project",
+    "ProjectKey",
+    "find_main",
+    "project_key",
+    "see_project",
+    "take_project",
+]
 
 logger = logging.getLogger("django_tasks_local")
 
@@ -128,14 +136,25 @@ def _main_data() -> dict[str, Any]:
         "sys_path": [path or os.getcwd() for path in sys.path],
         "dir": os.getcwd(),
     }
+    data.update(find_main())
+    return data
+
+
+@cache
+def find_main() -> dict[str, str]:
+    """How a child imports the main module.
+
+    To be called while that still runs: Python takes its ``__file__`` away at its end,
+    when tasks may still be waiting.
+    """
     main = sys.modules["__main__"]
     name = getattr(main.__spec__, "name", None)
     path = getattr(main, "__file__", None)
     if name is not None:
-        data["init_main_from_name"] = name
-    elif path is not None and os.path.exists(path):  # not "<stdin>"
-        data["init_main_from_path"] = os.path.abspath(path)
-    return data
+        return {"init_main_from_name": name}
+    if path is not None and os.path.exists(path):  # not "<stdin>"
+        return {"init_main_from_path": os.path.abspath(path)}
+    return {}
 
 
 def see_project(project: Project, /) -> None:
