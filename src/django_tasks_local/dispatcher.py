@@ -321,8 +321,15 @@ class Dispatcher(WorkerHost):
     def _send(self, signal: Signal, job: Job, record: Record) -> None:
         has_failed = record.status is TaskResultStatus.FAILED
         if is_heard(signal, has_failed=has_failed):
-            # The receivers, Django's logging among them, see what the task sees.
-            job.context.run(self._send_in_context, signal, job, record)
+            try:
+                # The receivers, Django's logging among them, see what the task sees.
+                job.context.run(self._send_in_context, signal, job, record)
+            except BaseException:  # a receiver's; the worker serves other tasks too
+                logger.exception(
+                    "TASKS[%r]: a receiver would have ended the worker that ran %s",
+                    self._alias,
+                    record.id,
+                )
 
     def _send_in_context(self, signal: Signal, job: Job, record: Record) -> None:
         enter_task(self, record.id, self._alias)

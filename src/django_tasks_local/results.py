@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, cast, override
 import anyio
 import anyio.to_thread
 from django.core.exceptions import SynchronousOnlyOperation
+from django.tasks import task_backends
 from django.tasks.backends.dummy import DummyBackend
 from django.tasks.base import Task, TaskError, TaskResult
 
-from .async_bridge import is_in_event_loop, is_in_trio
+from .async_bridge import Completion, is_in_event_loop, is_in_trio
 from .context import lending_slot, parent_link
 from .errors import TaskFailed
 from .identity import this_process
@@ -98,7 +99,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         waitable = self._get_waitable()
         if waitable is None:
             self.refresh()
-            return self.join(timeout)
+            waitable = self._waitable_after_look_up()
         if not waitable.record.is_finished:
             with lending_slot():
                 is_in_time = waitable.wait(timeout)
@@ -127,7 +128,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         waitable = self._get_waitable()
         if waitable is None:
             await self.arefresh()
-            return await self.ajoin(timeout)
+            waitable = self._waitable_after_look_up()
         try:
             if timeout is None:
                 with lending_slot():
@@ -153,7 +154,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         if waitable is not None:
             self._see(waitable.latest())
         else:
-            self._adopt(self.task.get_backend().get_result(self.id))
+            self._adopt(task_backends[self.backend].get_result(self.id))
 
     @override
     async def arefresh(self) -> None:
@@ -164,7 +165,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         if waitable is not None:
             self._see(await waitable.alatest())
         else:
-            self._adopt(await _aget_result(self.task, self.id))
+            self._adopt(await _aget_result(self.backend, self.id))
 
     def _get_waitable(self) -> Waitable | None:
         """What to wait with; None where the backend has yet to be asked for it."""
@@ -175,6 +176,16 @@ class LocalTaskResult[R](_TaskResult[R]):
         elif self._record.owner not in ("", this_process()):
             # Made before a fork, or unpickled: nothing here ever finishes it.
             return None
+        return self._waitable
+
+    def _waitable_after_look_up(self) -> Waitable:
+        if self._waitable is None and self._record.is_finished:
+            _set_waitable(self, Completion(self._record))
+        if self._waitable is None:
+            raise RuntimeError(
+                f"Task {self.id} is {self.status.value} in its store, but nothing in "
+                f"this process runs it: there is nothing to wait for."
+            )
         return self._waitable
 
     def _adopt(self, found: "TaskResult[..., Any]") -> None:
@@ -308,9 +319,7 @@ def to_handle[R](result: "TaskResult[..., R]", /) -> LocalTaskResult[R]:
     if isinstance(result, LocalTaskResult):
         return result
     record = record_of(result)
-    return handle_of(
-        record, waitable=_ForeignResult(record, result.task), task=result.task
-    )
+    return handle_of(record, waitable=_ForeignResult(record), task=result.task)
 
 
 def record_of(result: "TaskResult[..., Any]", /) -> Record:
@@ -339,10 +348,8 @@ def record_of(result: "TaskResult[..., Any]", /) -> Record:
     )
 
 
-async def _aget_result(
-    task: "Task[..., Any]", result_id: str
-) -> "TaskResult[..., Any]":
-    backend = task.get_backend()
+async def _aget_result(alias: str, result_id: str) -> "TaskResult[..., Any]":
+    backend = task_backends[alias]
     if is_in_trio():  # where Django's own crossing into a thread does not work
         return await anyio.to_thread.run_sync(backend.get_result, result_id)
     return await backend.aget_result(result_id)
@@ -351,17 +358,16 @@ async def _aget_result(
 class _ForeignResult:
     """A result of another backend, which only looking at it again can bring on."""
 
-    def __init__(self, record: Record, task: "Task[..., Any]") -> None:
+    def __init__(self, record: Record) -> None:
         self.record = record
-        self._task = task
 
     def latest(self) -> Record:
-        backend = self._task.get_backend()
+        backend = task_backends[self.record.alias]
         self.record = record_of(backend.get_result(self.record.id))
         return self.record
 
     async def alatest(self) -> Record:
-        self.record = record_of(await _aget_result(self._task, self.record.id))
+        self.record = record_of(await _aget_result(self.record.alias, self.record.id))
         return self.record
 
     def wait(self, timeout_s: float | None, /) -> bool:
@@ -385,7 +391,7 @@ class _ForeignResult:
             await anyio.sleep(pause_s)
 
     def _check_that_it_ever_runs(self) -> None:
-        if isinstance(self._task.get_backend(), DummyBackend):
+        if isinstance(task_backends[self.record.alias], DummyBackend):
             raise RuntimeError(
                 f"Task {self.record.id} never runs: TASKS[{self.record.alias!r}] is a "
                 "DummyBackend, which only keeps what was enqueued."

@@ -70,17 +70,16 @@ def is_heard(signal: Signal, /, *, has_failed: bool = False) -> bool:
 
 
 def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> None:
-    """Send one of Django's task signals. Never raises.
+    """Send one of Django's task signals. What a receiver raises is logged.
 
-    What a receiver raises is logged, whatever it is: the thread that sends serves
-    other tasks too.
+    But for what ends a program, KeyboardInterrupt and its like, which passes.
     """
     try:
         if has_only_djangos_receiver(signal):
             _DJANGOS_RECEIVERS[signal](signal=signal, sender=sender, task_result=result)
         else:
             signal.send_robust(sender, task_result=result)
-    except BaseException:  # a receiver's, or a log handler's
+    except Exception:  # a receiver's, or a log handler's
         logger.exception(_FAILURE, result.backend, result.id)
 
 

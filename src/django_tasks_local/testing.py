@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Self, override
 
 from django.tasks.base import TaskResultStatus
 
-from .context import LocalTaskContext, current_result_id, enter_task
+from .context import LocalTaskContext, current_result_id, lending_slot
 from .errors import WorkerLost
 from .executors.threads import ThreadExecutor
 from .identity import new_result_id, this_process
@@ -555,6 +555,10 @@ class RecordingHost:
         """What `started` was called with, in order."""
         self.requests: list[EnqueueRequest | GetRequest] = []
         """What `serve` was asked; each was refused."""
+        self.lent: list[str] = []
+        """The ids that `lend_slot` was called with, in order."""
+        self.reclaimed: list[str] = []
+        """The ids that `reclaim_slot` was called with, in order."""
         self._calls: dict[str, Call] = {}
 
     def make_call(
@@ -590,8 +594,6 @@ class RecordingHost:
     def started(self, result_id: str, /, *, worker_id: str, at: Timestamp) -> Record:
         self.starts.append(Start(result_id, worker_id, at))
         call = self._calls[result_id]
-        if call.context is not None:
-            call.context.run(enter_task, self, result_id, self.alias)
         return apply_start(call.record, worker_id=worker_id, at=at)
 
     def serve(self, request: EnqueueRequest | GetRequest, /) -> Record | Refusal:
@@ -604,10 +606,10 @@ class RecordingHost:
         return None
 
     def lend_slot(self, result_id: str, /) -> None:
-        pass
+        self.lent.append(result_id)
 
     def reclaim_slot(self, result_id: str, /) -> None:
-        pass
+        self.reclaimed.append(result_id)
 
 
 class _Gate:
@@ -727,6 +729,11 @@ def _return_odd(kind: str) -> object:
 
 def _die(exit_code: int) -> None:
     os._exit(exit_code)
+
+
+def _lend() -> None:
+    with lending_slot():  # as one does who waits for a task
+        pass
 
 
 def _get_var() -> str:
@@ -911,6 +918,17 @@ class ExecutorContract:
 
             assert self._value(executor, call) == "the enqueuer's"
             assert self._value(executor, host.make_call(_get_var)) == "unset"
+
+    def test_task_that_waits_lends_its_slot(self) -> None:
+        """For calls in this process: in another, waiting takes more than a host."""
+        if self.has_own_processes:
+            return
+        with self._executor() as (executor, host):
+            call = host.make_call(_lend)
+
+            assert self._value(executor, call) is None
+            assert host.lent == [call.record.id]
+            assert host.reclaimed == [call.record.id]
 
     # Slots.
 
