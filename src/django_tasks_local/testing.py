@@ -235,19 +235,25 @@ class ResultStoreContract:
 
     def test_of_many_that_add_one_id_one_wins(self) -> None:
         record = _ready(0)
+        rivals = [record._replace(owner=f"host:{n}") for n in range(self.racers)]
         with self._store() as store:
 
-            def add() -> bool:
-                try:
-                    self._add(store, record)
-                except ValueError:
-                    return False
-                return True
+            def adder(rival: Record) -> Callable[[], bool]:
+                def add() -> bool:
+                    try:
+                        self._add(store, rival)
+                    except ValueError:
+                        return False
+                    return True
 
-            won = _in_threads([add] * self.racers, timeout_s=self.timeout_s)
+                return add
+
+            won = _in_threads(
+                [adder(rival) for rival in rivals], timeout_s=self.timeout_s
+            )
 
             assert won.count(True) == 1
-            assert store.get([record.id])[record.id] == record
+            assert store.get([record.id])[record.id] == rivals[won.index(True)]
 
     # get
 

@@ -280,8 +280,9 @@ def _after_fork_in_child() -> None:
     _held = weakref.WeakSet()
 
 
-os.register_at_fork(
-    before=lambda: _lock.acquire(),  # noqa: PLW0108  # whichever lock it is by then
-    after_in_parent=lambda: _lock.release(),  # noqa: PLW0108
-    after_in_child=_after_fork_in_child,
-)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(
+        before=lambda: _lock.acquire(),  # noqa: PLW0108  # whichever lock it is by then
+        after_in_parent=lambda: _lock.release(),  # noqa: PLW0108
+        after_in_child=_after_fork_in_child,
+    )

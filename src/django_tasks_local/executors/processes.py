@@ -20,7 +20,12 @@ from ..identity import host_name
 from ..options import LocalOptions
 from ..protocols import WorkerHost
 from ..records import Call, Outcome, Record
-from ..worker import error_record, lost_outcome
+from ..worker import (
+    close_connections,
+    close_old_connections,
+    error_record,
+    lost_outcome,
+)
 from .child import WorkerMain
 from .fork_server import Child, release_server, start_child
 from .messages import (
@@ -209,13 +214,15 @@ class _ProcessWorker:
                     assert_never(message)
 
     def tidy(self) -> None:
-        pass  # the process does
+        close_old_connections()  # this thread's: receivers of signals may use them
 
     def rest(self) -> None:
+        close_connections()
         self._has_rested = True
 
     def close(self) -> None:
         self._stop_child()
+        close_connections()
         self._executor.worker_closed(self)
 
     def kill_if_busy(self) -> None:
