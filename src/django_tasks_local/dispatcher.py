@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from heapq import heappop, heappush
@@ -46,7 +47,7 @@ class Retired(Exception):
 class Job(Completion):
     """A task from its enqueue to its end."""
 
-    __slots__ = ("context", "lent", "slot", "task")
+    __slots__ = ("context", "lent", "slot", "submitter", "task")
 
     def __init__(
         self, record: Record, *, task: "Task[..., Any]", context: Context
@@ -56,6 +57,8 @@ class Job(Completion):
         self.context = context
         self.slot: int | None = None
         """The slot it runs on, once it runs."""
+        self.submitter: int | None = None
+        """The thread that is just handing it to the executor."""
         self.lent = 0
 
 
@@ -253,10 +256,25 @@ class Dispatcher(WorkerHost):
         assert executor is not None  # `start` comes before the first `admit`
         assert job.slot is not None  # `_take_due` gave it one
         call = Call(job.record, job.slot, job.task.func, job.context)
-        executor.submit(call).add_done_callback(partial(self._ended, job))
+        future = executor.submit(call)
+        job.submitter = threading.get_ident()
+        future.add_done_callback(partial(self._ended, job))
+        job.submitter = None
 
     def _ended(self, job: Job, future: Future[Outcome]) -> None:
-        self._finish(job, future.result())
+        outcome = future.result()
+        if job.submitter == threading.get_ident():
+            # The call had ended before `add_done_callback`, which then calls here on
+            # a thread that may be a request's, or run an event loop.
+            finish = threading.Thread(
+                target=self._finish,
+                args=(job, outcome),
+                name=f"django-tasks-{self._alias}-end",
+                daemon=True,
+            )
+            with suppress(RuntimeError):  # the interpreter is ending
+                return finish.start()
+        self._finish(job, outcome)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         record = apply_outcome(job.record, outcome)

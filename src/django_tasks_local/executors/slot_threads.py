@@ -64,31 +64,29 @@ class SlotThreads:
             return future
         with self._lock:  # decides whether the slot's thread still takes calls
             inbox = self._inboxes.get(call.slot)
-            is_new = inbox is None
-            if inbox is None:
-                inbox = self._inboxes[call.slot] = SimpleQueue()
-            inbox.put((call, future))
-        if is_new:
-            self._start(call, inbox, future)
-        return future
-
-    def _start(self, call: Call, inbox: _Inbox, future: Future[Outcome]) -> None:
-        thread = threading.Thread(
-            target=self._work,
-            args=(call.slot, inbox),
-            name=f"{self._name}-{call.slot}",
-            daemon=True,
-        )
+            if inbox is not None:
+                inbox.put((call, future))
+                return future
+            inbox = self._inboxes[call.slot] = SimpleQueue()
+            thread = threading.Thread(
+                target=self._work,
+                args=(call.slot, inbox),
+                name=f"{self._name}-{call.slot}",
+                daemon=True,
+            )
+            self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError as err:
             # The interpreter is ending, or the system has no thread left.
             with self._lock:
-                self._inboxes.pop(call.slot, None)
+                del self._inboxes[call.slot]
+                self._threads.discard(thread)
             future.set_result(lost_outcome(call.record.id, str(err)))
         else:
-            with self._lock:
-                self._threads.add(thread)
+            # Only now, so that the call has hardly begun when the Future is returned.
+            inbox.put((call, future))
+        return future
 
     def shutdown(self, *, timeout_s: float) -> None:
         """Let each thread end after its calls; wait for them `timeout_s` seconds."""
@@ -105,7 +103,13 @@ class SlotThreads:
     def _work(self, slot: int, inbox: _Inbox) -> None:
         worker = self._open_worker(slot)
         try:
-            while True:
+            item = inbox.get()
+            while item is not None:
+                call, future = item
+                future.set_result(worker.run(call))
+                worker.tidy()
+                # Nothing of a call is held while the next is waited for.
+                del item, call, future
                 try:
                     item = inbox.get_nowait()
                 except Empty:
@@ -113,13 +117,6 @@ class SlotThreads:
                     if slot >= self._permanent and self._retire(slot, inbox):
                         return
                     item = inbox.get()
-                if item is None:
-                    return
-                call, future = item
-                future.set_result(worker.run(call))
-                worker.tidy()
-                # Nothing of a call is held while the next is waited for.
-                del item, call, future
         finally:
             worker.close()
             with self._lock:
