@@ -1,9 +1,14 @@
 """What all tests share: the project, and that nothing is left behind."""
 
+import gc
 import os
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Protocol
 
 import django
 import pytest
@@ -12,39 +17,61 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
 
 from django.conf import settings  # noqa: E402  # after the set-up
+from django.db import connections  # noqa: E402
+from django.test import override_settings  # noqa: E402
+from django.test.utils import setup_databases, teardown_databases  # noqa: E402
+
+from django_tasks_local.executors import fork_server  # noqa: E402
 from django_tasks_local.state import shutdown_executor  # noqa: E402
 
+from .fork_server_anchor import Anchor  # noqa: E402
+from .gates import Gate  # noqa: E402
+from .leftovers import (  # noqa: E402
+    descendants,
+    open_files,
+    our_threads,
+    wait_until_gone,
+)
 
-def _threads() -> set[str]:
-    return {
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name.startswith("django-tasks")
-    }
+ROOT = Path(__file__).parent.parent
+BACKENDS = {
+    "default": "django_tasks_local.ThreadPoolBackend",
+    "cpu": "django_tasks_local.ProcessPoolBackend",
+}
 
 
-def _children() -> set[int]:
-    """The processes that descend from this one, but for multiprocessing's tracker of
-    resources, which lives as long as its process."""
-    path = Path(f"/proc/{os.getpid()}/task")
-    found: set[int] = set()
-    for task in path.iterdir():
-        for pid in (task / "children").read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"resource_tracker" not in command:
-                found.add(int(pid))
-    return found
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> Iterator[None]:  # for its effect alone
+    """Keeps the fork server, whose start takes half a second.
+
+    That it ends with its last user is tested in processes of their own.
+    """
+    user = Anchor()
+    anchor = fork_server.start_child(Anchor(), user=user)
+    with pytest.MonkeyPatch.context() as patch:
+        # Nor need each worker process import pytest, which is the main module here.
+        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+        patch.setattr(sys.modules["__main__"], "__spec__", None)
+        yield
+    anchor.close()
+    fork_server.release_server(user)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind(_fork_server: None) -> Iterator[None]:
     """After each test, no thread, process or file of ours is left."""
-    before = _children()
+    threads, children, files = set(our_threads()), descendants(), open_files()
     yield
     for alias in [*settings.TASKS, "test"]:
         shutdown_executor(alias)
-    assert _threads() == set()
-    assert _children() <= before
+    for thread in set(our_threads()) - threads:
+        thread.join(10)
+    connections.close_all()
+    assert set(our_threads()) - threads == set()
+    assert [pid for pid in descendants() - children if not wait_until_gone(pid)] == []
+    if open_files() - files:
+        gc.collect()
+    assert open_files() - files == set()
 
 
 @pytest.fixture(params=["default", "cpu"], ids=["threads", "processes"])
@@ -52,3 +79,107 @@ def alias(request: pytest.FixtureRequest) -> str:
     """Each of the backends in turn."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Where tasks wait for the test."""
+    with Gate() as gate:
+        yield gate
+
+
+@pytest.fixture
+def other_gate() -> Iterator[Gate]:
+    """A second one."""
+    with Gate() as gate:
+        yield gate
+
+
+class Configure(Protocol):
+    """Gives aliases of the project other options, until the test ends."""
+
+    def __call__(self, *aliases: str, **options: Any) -> None: ...
+
+
+@pytest.fixture
+def configure(nothing_left_behind: None) -> Iterator[Configure]:
+    with ExitStack() as stack:
+
+        def configure(*aliases: str, **options: Any) -> None:
+            tasks = {name: dict(value) for name, value in settings.TASKS.items()}
+            for name in aliases:
+                tasks[name]["OPTIONS"] = {"SHUTDOWN_TIMEOUT": 10.0, **options}
+            stack.enter_context(override_settings(TASKS=tasks))
+
+        yield configure
+
+
+@pytest.fixture(scope="session")
+def _test_database() -> Iterator[None]:
+    """The file-based test database, in the place of the project's."""
+    names = setup_databases(verbosity=0, interactive=False)
+    yield
+    teardown_databases(names, verbosity=0)
+
+
+@pytest.fixture
+def database(_test_database: None, nothing_left_behind: None) -> Iterator[None]:
+    """The test database, emptied afterwards."""
+    yield
+    with connections["default"].cursor() as cursor:
+        cursor.execute("DELETE FROM django_session")
+
+
+class RunScript(Protocol):
+    """Runs Python code in a process of its own, in a directory of its own."""
+
+    def __call__(
+        self,
+        code: str,
+        *arguments: str,
+        files: Mapping[str, str] = ...,
+        exit_code: int = ...,
+        command: Callable[[Path], list[str]] = ...,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> RunScript:
+    def run(
+        code: str,
+        *arguments: str,
+        files: Mapping[str, str] | None = None,
+        exit_code: int = 0,
+        command: Callable[[Path], list[str]] = lambda script: [str(script)],
+    ) -> subprocess.CompletedProcess[str]:
+        script = (
+            write_files(tmp_path, {"script.py": code, **(files or {})}) / "script.py"
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command(script), *arguments],
+            cwd=tmp_path,
+            env=script_environ(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == exit_code, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def write_files(directory: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return directory
+
+
+def script_environ() -> dict[str, str]:
+    """This process's environment, but without a project."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = {**os.environ, "PYTHONPATH": path}
+    del environ["DJANGO_SETTINGS_MODULE"]
+    return environ

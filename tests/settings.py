@@ -1,5 +1,7 @@
 """The project that the tests run in."""
 
+import os
+import tempfile
 from pathlib import Path
 
 from django_tasks_local import TasksSetting
@@ -10,9 +12,11 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": Path(__file__).parent / "db.sqlite3",
+        # A file of this very process: a worker process that finds it was told so.
+        "TEST": {"NAME": f"{tempfile.gettempdir()}/tasks-local-{os.getpid()}.sqlite3"},
     }
 }
-INSTALLED_APPS = ["django_tasks_local"]
+INSTALLED_APPS = ["django.contrib.sessions", "django_tasks_local"]
 ROOT_URLCONF = "tests.urls"
 ALLOWED_HOSTS = ["*"]
 

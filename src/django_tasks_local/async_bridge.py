@@ -65,8 +65,11 @@ class Completion:
         for wake in waiters or ():
             wake()
 
-    def wait(self, timeout_s: float | None, /) -> bool:
-        """Block until the end; False when `timeout_s` seconds passed first."""
+    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
+        """Block until the end; False when `timeout_s` seconds passed first.
+
+        `at_end` is called by whoever finishes the task, before anything else begins.
+        """
         if self.record.is_finished:
             return True
         if timeout_s is not None and timeout_s <= 0:
@@ -74,29 +77,35 @@ class Completion:
         # A lock, taken now and released at the end, is the lightest thing to wait for.
         ended = threading.Lock()
         ended.acquire()
-        if not self.add_waiter(ended.release):
+
+        def wake() -> None:
+            at_end()
+            ended.release()
+
+        if not self.add_waiter(wake):
             return True
         try:
             if timeout_s is None:
                 return ended.acquire()
             return ended.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
         finally:
-            self.remove_waiter(ended.release)
+            self.remove_waiter(wake)
 
-    async def wait_async(self) -> None:
-        """Let other coroutines run until the end, under asyncio or trio."""
+    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
+        """The same, letting other coroutines run, under asyncio or trio."""
         if self.record.is_finished:
             return
         if is_in_trio():
-            await self._wait_in_trio()
+            await self._wait_in_trio(at_end)
         else:
-            await self._wait_in_asyncio()
+            await self._wait_in_asyncio(at_end)
 
-    async def _wait_in_asyncio(self) -> None:
+    async def _wait_in_asyncio(self, at_end: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
         def wake() -> None:
+            at_end()
             with suppress(RuntimeError):  # the loop is closed, and the waiter gone
                 loop.call_soon_threadsafe(_set_done, ended)
 
@@ -107,13 +116,14 @@ class Completion:
         finally:
             self.remove_waiter(wake)
 
-    async def _wait_in_trio(self) -> None:
+    async def _wait_in_trio(self, at_end: Callable[[], None]) -> None:
         import trio
 
         token = trio.lowlevel.current_trio_token()
         ended = trio.Event()
 
         def wake() -> None:
+            at_end()
             with suppress(trio.RunFinishedError):  # likewise
                 token.run_sync_soon(ended.set)
 

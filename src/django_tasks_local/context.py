@@ -1,6 +1,6 @@
 """What a task sees: its result's id, its context, and the slot it runs on."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,17 +66,28 @@ def is_running(alias: str, /) -> bool:
 
 
 @contextmanager
-def lending_slot() -> Generator[None]:
-    """Lend the slot of the task that is running here, if one is, for a while."""
+def lending_slot() -> Generator[Callable[[], None]]:
+    """Lend the slot of the task that is running here, if one is, for a while.
+
+    What it gives takes the slot back before that: any thread may call it, so that who
+    ends the wait can do so before anything else is started.
+    """
     running = running_task.get()
-    if running is None:
-        yield
-        return
-    running.host.lend_slot(running.result_id)
+    loans = [] if running is None else [running]
+
+    def reclaim() -> None:
+        try:
+            lender = loans.pop()  # only one can
+        except IndexError:
+            return
+        lender.host.reclaim_slot(lender.result_id)
+
+    for lender in loans:
+        lender.host.lend_slot(lender.result_id)
     try:
-        yield
+        yield reclaim
     finally:
-        running.host.reclaim_slot(running.result_id)
+        reclaim()
 
 
 _parent_link: "ParentLink | None" = None

@@ -131,7 +131,9 @@ class Dispatcher(WorkerHost):
         """Give the place back, of a task that was not stored after all."""
         with self._lock:
             self._pending -= 1
-            self._drop(job)
+            del self._jobs[job.record.id]
+            if not self._jobs:
+                self._all_ended.notify_all()
             is_done = self._is_retired and not self._jobs
         if is_done:
             self._close()
@@ -201,12 +203,16 @@ class Dispatcher(WorkerHost):
 
     @override
     def on_finished(
-        self, alias: str, result_id: str, notify: Callable[[], None], /
+        self, alias: str, result_id: str, notify: Callable[[Record], None], /
     ) -> Callable[[], None] | None:
         job = self._find_job(alias, result_id)
-        if job is None or not job.add_waiter(notify):
+        if job is None:
             return None
-        return partial(job.remove_waiter, notify)
+
+        def wake() -> None:
+            notify(job.record)
+
+        return partial(job.remove_waiter, wake) if job.add_waiter(wake) else None
 
     @override
     def lend_slot(self, result_id: str, /) -> None:
@@ -279,11 +285,13 @@ class Dispatcher(WorkerHost):
     def _finish(self, job: Job, outcome: Outcome) -> None:
         record = apply_outcome(job.record, outcome)
         self._save(record)
-        self._send(task_finished, job, record)
-        job.finish(record)
         self._forget_old_results()
+        self._send(task_finished, job, record)
+        del self._jobs[record.id]
+        # The tasks that waited for this one have their slots back before the next
+        # begins.
+        job.finish(record)
         with self._lock:  # decides what the slot does next, and whether all is done
-            self._drop(job)
             if job.slot is not None:
                 self._running -= 1
                 heappush(self._free_slots, job.slot)
@@ -291,15 +299,12 @@ class Dispatcher(WorkerHost):
                 self._lent -= 1
             due = self._take_due()
             is_done = self._is_retired and not self._jobs
+            if not self._jobs:
+                self._all_ended.notify_all()
         if due is not None:
             self._submit(due)
         if is_done:
             self._close()
-
-    def _drop(self, job: Job) -> None:
-        del self._jobs[job.record.id]
-        if not self._jobs:
-            self._all_ended.notify_all()
 
     def _save(self, record: Record) -> None:
         try:
@@ -342,11 +347,9 @@ class Dispatcher(WorkerHost):
             try:
                 # The receivers, Django's logging among them, see what the task sees.
                 job.context.run(self._send_in_context, signal, job, record)
-            except BaseException:  # a receiver's; the worker serves other tasks too
+            except KeyboardInterrupt:  # a receiver's: nobody interrupts a worker
                 logger.exception(
-                    "TASKS[%r]: a receiver would have ended the worker that ran %s",
-                    self._alias,
-                    record.id,
+                    "TASKS[%r]: a receiver raised for result %s", self._alias, record.id
                 )
 
     def _send_in_context(self, signal: Signal, job: Job, record: Record) -> None:

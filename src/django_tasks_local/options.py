@@ -7,6 +7,7 @@ wrong becomes a `Finding`, which `manage.py check` shows and an enqueue raises.
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -168,8 +169,7 @@ def _is_duration(value: object) -> bool:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
+        and 0 <= value < math.inf
     )
 
 
@@ -259,7 +259,10 @@ def parse_options(
         max_workers=given.get("MAX_WORKERS", default_max_workers),
         max_results=given.get("MAX_RESULTS", 1000),
         max_pending=given.get("MAX_PENDING"),
-        shutdown_timeout_s=float(given.get("SHUTDOWN_TIMEOUT", 30.0)),
+        shutdown_timeout_s=float(
+            # Longer than that no thread can wait: 292 years.
+            min(given.get("SHUTDOWN_TIMEOUT", 30.0), threading.TIMEOUT_MAX)
+        ),
         store=store,
         store_options=given.get("STORE_OPTIONS", _NO_OPTIONS),
         executor=executor,
@@ -274,7 +277,7 @@ def _find_wrong_keys(alias: str, params: Mapping[str, Any]) -> Iterator[Finding]
             hint = (
                 f"Move {key!r} into OPTIONS."
                 if is_option
-                else _nearest(key, ("BACKEND", "QUEUES", "OPTIONS"))
+                else _nearest(str(key), ("BACKEND", "QUEUES", "OPTIONS"))
             )
             yield Finding(
                 _UNKNOWN_KEY,

@@ -82,9 +82,9 @@ class WorkerHost(SlotLender, Protocol):
         ...
 
     def on_finished(
-        self, alias: str, result_id: str, notify: Callable[[], None], /
+        self, alias: str, result_id: str, notify: Callable[[Record], None], /
     ) -> Callable[[], None] | None:
-        """Have `notify` called once a result of this process is finished.
+        """Have `notify` called with a result of this process once it is finished.
 
         Returns what takes that back, or None where there is nothing to wait for: the
         result is finished or unknown. `notify` is called from another thread, must
@@ -209,11 +209,15 @@ class Waitable(Protocol):
         """The same without blocking."""
         ...
 
-    def wait(self, timeout_s: float | None, /) -> bool:
-        """Block until `record` is finished; False after `timeout_s` seconds."""
+    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
+        """Block until `record` is finished; False after `timeout_s` seconds.
+
+        Where a task of this process is waited for, whoever ends it calls `at_end`
+        before anything else is started. It must not block and must not raise.
+        """
         ...
 
-    async def wait_async(self) -> None:
+    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
         """The same without end and without blocking, under asyncio and trio."""
         ...
 

@@ -1,7 +1,7 @@
 """The handle: a Django `TaskResult` that can also be waited for and awaited."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast, override
 
@@ -101,8 +101,8 @@ class LocalTaskResult[R](_TaskResult[R]):
             self.refresh()
             waitable = self._waitable_after_look_up()
         if not waitable.record.is_finished:
-            with lending_slot():
-                is_in_time = waitable.wait(timeout)
+            with lending_slot() as reclaim_slot:
+                is_in_time = waitable.wait(timeout, at_end=reclaim_slot)
             if not is_in_time:
                 self._see(waitable.record)
                 raise self._timed_out(timeout)
@@ -131,11 +131,11 @@ class LocalTaskResult[R](_TaskResult[R]):
             waitable = self._waitable_after_look_up()
         try:
             if timeout is None:
-                with lending_slot():
-                    await waitable.wait_async()
+                with lending_slot() as reclaim_slot:
+                    await waitable.wait_async(at_end=reclaim_slot)
             else:
-                with anyio.move_on_after(timeout), lending_slot():
-                    await waitable.wait_async()
+                with anyio.move_on_after(timeout), lending_slot() as reclaim_slot:
+                    await waitable.wait_async(at_end=reclaim_slot)
         finally:
             self._see(waitable.record)
         if not self.is_finished:
@@ -370,7 +370,7 @@ class _ForeignResult:
         self.record = record_of(await _aget_result(self.record.alias, self.record.id))
         return self.record
 
-    def wait(self, timeout_s: float | None, /) -> bool:
+    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
         self._check_that_it_ever_runs()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for pause_s in _pauses():
@@ -383,7 +383,7 @@ class _ForeignResult:
             time.sleep(pause_s)
         return True
 
-    async def wait_async(self) -> None:
+    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
         self._check_that_it_ever_runs()
         for pause_s in _pauses():
             if (await self.alatest()).is_finished:

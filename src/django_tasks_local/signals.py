@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import anyio.to_thread
 from django.dispatch import Signal
 from django.tasks.base import TaskResult
@@ -72,14 +73,16 @@ def is_heard(signal: Signal, /, *, has_failed: bool = False) -> bool:
 def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> None:
     """Send one of Django's task signals. What a receiver raises is logged.
 
-    But for what ends a program, KeyboardInterrupt and its like, which passes.
+    Whatever it is, but for KeyboardInterrupt, which is the user's.
     """
     try:
         if has_only_djangos_receiver(signal):
             _DJANGOS_RECEIVERS[signal](signal=signal, sender=sender, task_result=result)
         else:
             signal.send_robust(sender, task_result=result)
-    except Exception:  # a receiver's, or a log handler's
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a receiver's, or a log handler's: the task must go on
         logger.exception(_FAILURE, result.backend, result.id)
 
 
@@ -92,5 +95,7 @@ async def asend(
             await anyio.to_thread.run_sync(send, signal, sender, result)
         else:
             await signal.asend_robust(sender, task_result=result)
-    except Exception:  # as above; cancellation passes
+    except (KeyboardInterrupt, GeneratorExit, anyio.get_cancelled_exc_class()):
+        raise
+    except BaseException:  # as above
         logger.exception(_FAILURE, result.backend, result.id)

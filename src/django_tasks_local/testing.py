@@ -607,7 +607,7 @@ class RecordingHost:
         return Refusal("builtins.LookupError", "A RecordingHost has no results.")
 
     def on_finished(
-        self, alias: str, result_id: str, notify: Callable[[], None], /
+        self, alias: str, result_id: str, notify: Callable[[Record], None], /
     ) -> Callable[[], None] | None:
         return None
 

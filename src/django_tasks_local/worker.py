@@ -67,9 +67,12 @@ def close_old_connections() -> None:
     for connection in connections.all(initialized_only=True):
         try:
             if connection.in_atomic_block:
-                # A transaction that a task left open is not the next task's.
+                # A transaction that a task left open is not the next task's. Django
+                # would keep its state, so the next task gets another connection.
                 connection.close()
-            connection.close_if_unusable_or_obsolete()
+                del connections[connection.alias]
+            else:
+                connection.close_if_unusable_or_obsolete()
         except Exception:  # a driver's, of a connection that is already broken
             logger.exception("A database connection could not be closed")
 

@@ -323,13 +323,13 @@ class _ParentsResult:
     async def alatest(self) -> Record:
         return await anyio.to_thread.run_sync(self.latest)
 
-    def wait(self, timeout_s: float | None, /) -> bool:
+    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
         with self._link.watching(self):
-            return self._completion.wait(timeout_s)
+            return self._completion.wait(timeout_s, at_end=at_end)
 
-    async def wait_async(self) -> None:
+    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
         with self._link.watching(self):
-            await self._completion.wait_async()
+            await self._completion.wait_async(at_end=at_end)
 
 
 def _as_exception(refusal: Refusal) -> Exception:

@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from ..identity import host_name
 from ..options import LocalOptions
 from ..protocols import WorkerHost
-from ..records import Call, Outcome, Record
+from ..records import Call, EnqueueRequest, GetRequest, Outcome, Record, Refusal
 from ..worker import (
     close_connections,
     close_old_connections,
@@ -202,8 +202,9 @@ class _ProcessWorker:
                 case Outcome():
                     return message
                 case Request():
-                    answer = context.run(self._host.serve, message.request)
-                    _send(child, Reply(message.request_id, answer))
+                    _send(
+                        child, Reply(message.request_id, self._serve(message, context))
+                    )
                 case Watch():
                     self._watches.add(message, child)
                 case Unwatch():
@@ -212,6 +213,15 @@ class _ProcessWorker:
                     raise _Lost
                 case _:
                     assert_never(message)
+
+    def _serve(
+        self, request: EnqueueRequest | GetRequest, context: Context
+    ) -> Record | Refusal:
+        if isinstance(request, GetRequest):
+            record = self._watches.finished(request.result_id)
+            if record is not None:
+                return record
+        return context.run(self._host.serve, request)
 
     def tidy(self) -> None:
         close_old_connections()  # this thread's: receivers of signals may use them
@@ -281,6 +291,8 @@ class _Watches:
         self._running_id = ""
         self._waiting: dict[int, Callable[[], None] | None] = {}
         self._lent: set[int] = set()
+        # What has finished, for the child to fetch, whatever the store forgets.
+        self._finished: dict[str, Record] = {}
 
     def begin(self, running_id: str) -> None:
         """The task of that id begins."""
@@ -290,15 +302,17 @@ class _Watches:
         """Tell the child when the result is finished; lend the slot meanwhile."""
         watch_id = watch.watch_id
 
-        def tell() -> None:
+        def tell(record: Record | None) -> None:
             if self.end(watch_id):
+                if record is not None:
+                    self._finished[record.id] = record
                 with suppress(OSError):  # it has ended
                     _send(child, Watched(watch_id))
 
         self._waiting[watch_id] = None
         remove = self._host.on_finished(watch.alias, watch.result_id, tell)
         if remove is None:
-            tell()
+            tell(None)
             return
         self._host.lend_slot(self._running_id)
         self._lent.add(watch_id)
@@ -327,3 +341,8 @@ class _Watches:
         """The task has ended."""
         for watch_id in list(self._waiting):
             self.end(watch_id)
+        self._finished.clear()
+
+    def finished(self, result_id: str) -> Record | None:
+        """A result that was waited for, once it is finished."""
+        return self._finished.get(result_id)

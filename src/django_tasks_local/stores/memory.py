@@ -29,7 +29,11 @@ class MemoryStore:
     ) -> None:
         if len(records) == 1:
             record = records[0]
-            if self._records.setdefault(record.id, record) is not record:
+            # Setting it is atomic: of two that add the same id at once, one sees it.
+            if (
+                record.id in self._records
+                or self._records.setdefault(record.id, record) is not record
+            ):
                 raise _already_there(record)
             on_visible()
             return

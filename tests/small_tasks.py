@@ -1,0 +1,29 @@
+"""Tasks of the small project, to be imported once it is configured."""
+
+import os
+import threading
+
+from django_tasks_local import task
+
+from .gates import pass_gate
+
+
+@task
+def double(number: int) -> int:
+    return 2 * number
+
+
+@task
+def hold(port: int, name: str) -> str:
+    pass_gate(port, name)
+    return name
+
+
+@task
+def hold_for_ever() -> None:
+    threading.Event().wait()
+
+
+@task
+def own_pid() -> int:
+    return os.getpid()
