@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "executors-and-stores.md"
+from .test_own_parts import FILES as FILES_OF_THE_PAGE
 
 PROJECT = {
     "shop/__init__.py": "",
@@ -79,8 +79,7 @@ PROJECT = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's files, and those of the page about parts of one's own."""
     directory = tmp_path_factory.mktemp("project")
-    page = re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', PAGE.read_text(), 24)
-    for name, text in [*PROJECT.items(), *page]:
+    for name, text in (PROJECT | FILES_OF_THE_PAGE).items():
         path = directory / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip("\n"))

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+import trio
 from django.core.exceptions import SynchronousOnlyOperation
 from django.tasks import TaskResultStatus, task_backends
 
@@ -244,26 +245,32 @@ class TestLoops:
         with pytest.raises(TaskFailed):
             await wait(failing, LONG_S)
 
-    async def test_no_other_thread_takes_part(
-        self, alias: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        started: list[str] = []
-        start = threading.Thread.start
 
-        def noted_start(thread: threading.Thread) -> None:
-            started.append(thread.name)
-            start(thread)
+@pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
+def test_enqueuing_and_looking_up_take_no_other_thread(
+    alias: str, gate: Gate, monkeypatch: pytest.MonkeyPatch, run: Callable[..., None]
+) -> None:
+    started: list[str] = []
+    start = threading.Thread.start
 
-        monkeypatch.setattr(threading.Thread, "start", noted_start)
-        task = hold.using(backend=alias)
-        handle = await task.aenqueue(gate.port)
-        found = await task.aget_result(handle.id)
+    def noted_start(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    async def main() -> None:
+        handle = await hold.using(backend=alias).aenqueue(gate.port)
+        found = await hold.using(backend=alias).aget_result(handle.id)
         await found.arefresh()
         await task_backends[alias].aget_result(handle.id)
         gate.open()
-        with anyio.fail_after(LONG_S):
-            await handle
-        assert [name for name in started if not name.startswith("django-tasks-")] == []
+        await handle
+
+    monkeypatch.setattr(threading.Thread, "start", noted_start)
+    if run is asyncio.run:
+        run(main())
+    else:
+        run(main)
+    assert [name for name in started if not name.startswith("django-tasks-")] == []
 
 
 class TestAsyncio:

@@ -11,8 +11,7 @@ __all__ = ["DjangoTasksLocalConfig"]
 class DjangoTasksLocalConfig(AppConfig):
     """``"django_tasks_local"`` in INSTALLED_APPS."""
 
-    name = "django_tasks_local"
-    verbose_name = "Tasks"
+    name: str = "django_tasks_local"
 
     @override
     def ready(self) -> None:

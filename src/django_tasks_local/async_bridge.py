@@ -26,7 +26,7 @@ class Completion:
     __slots__ = ("_lock", "_waiters", "record")
 
     def __init__(self, record: Record) -> None:
-        self.record = record
+        self.record: Record = record
         """Replaced, never changed, by whoever runs the task."""
         self._lock = threading.Lock()
         self._waiters: set[Callable[[], None]] | None = None

@@ -44,11 +44,11 @@ class FuturesBackend(BaseTaskBackend):
     is told by `check`, and by the first enqueue as ImproperlyConfigured.
     """
 
-    task_class = LocalTask
-    supports_defer = False
-    supports_async_task = True
-    supports_get_result = True
-    supports_priority = True
+    task_class: type["Task[..., Any]"] = LocalTask
+    supports_defer: bool = False
+    supports_async_task: bool = True
+    supports_get_result: bool = True
+    supports_priority: bool = True
 
     default_executor: ClassVar[ExecutorFactory]
     """What runs the tasks where ``OPTIONS["EXECUTOR"]`` names nothing else."""
@@ -216,7 +216,7 @@ async def _in_thread[**P, R](
 class ThreadPoolBackend(FuturesBackend):
     """Runs tasks on threads of this process: for work that waits for I/O."""
 
-    default_executor = ThreadExecutor
+    default_executor: ClassVar[ExecutorFactory] = ThreadExecutor
 
 
 class ProcessPoolBackend(FuturesBackend):
@@ -226,7 +226,7 @@ class ProcessPoolBackend(FuturesBackend):
     Needs a POSIX system.
     """
 
-    default_executor = ProcessExecutor
+    default_executor: ClassVar[ExecutorFactory] = ProcessExecutor
 
     @override
     @classmethod

@@ -37,7 +37,7 @@ from .worker import lost_outcome
 
 __all__ = ["Dispatcher", "Job", "Retired"]
 
-logger = logging.getLogger("django_tasks_local")
+logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 
 class Retired(Exception):
@@ -53,13 +53,13 @@ class Job(Completion):
         self, record: Record, *, task: "Task[..., Any]", context: Context
     ) -> None:
         super().__init__(record)
-        self.task = task
-        self.context = context
+        self.task: Task[..., Any] = task
+        self.context: Context = context
         self.slot: int | None = None
         """The slot it runs on, once it runs."""
         self.submitter: int | None = None
         """The thread that is just handing it to the executor."""
-        self.lent = 0
+        self.lent: int = 0
 
 
 class Dispatcher(WorkerHost):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 __all__ = ["BargingLock"]
 
@@ -23,7 +24,7 @@ class BargingLock:
     def __init__(self) -> None:
         lock = threading.Lock()
         self._take = lock.acquire
-        self.release = lock.release
+        self.release: Callable[[], None] = lock.release
 
     def acquire(self, blocking: bool = True) -> bool:
         """Take the lock; without `blocking`, False where it is taken."""

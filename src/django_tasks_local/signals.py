@@ -35,7 +35,7 @@ __all__ = [
     "task_started",
 ]
 
-logger = logging.getLogger("django_tasks_local")
+logger: logging.Logger = logging.getLogger("django_tasks_local")
 _djangos_logger = logging.getLogger("django.tasks")
 
 _FAILURE = "TASKS[%r]: a receiver failed for result %s"

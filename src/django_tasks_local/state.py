@@ -28,7 +28,7 @@ from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .identity import new_result_id, this_process
 from .options import LocalOptions, parse_options
-from .protocols import ExecutorFactory
+from .protocols import ExecutorFactory, ResultStore
 from .records import EnqueueRequest, GetRequest, Record, Refusal, TaskSpec
 from .results import LocalTaskResult, handle_of, record_of
 from .signals import (
@@ -42,7 +42,7 @@ from .task_registry import find_task, remember_task
 
 __all__ = ["ExecutorState", "get_executor_state", "open_state", "shutdown_executor"]
 
-logger = logging.getLogger("django_tasks_local")
+logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 _END_S = 1.0  # for threads that have nothing left to do
 _NAMED_AT_MOST = 100
@@ -55,10 +55,10 @@ class ExecutorState:
     """
 
     def __init__(self, *, alias: str, sender: type, options: LocalOptions) -> None:
-        self.alias = alias
-        self.options = options
-        self.is_retired = False
-        self.store = options.store(options, alias=alias)
+        self.alias: str = alias
+        self.options: LocalOptions = options
+        self.is_retired: bool = False
+        self.store: ResultStore = options.store(options, alias=alias)
         self._sender = sender
         self._dispatcher = Dispatcher(
             alias=alias,

@@ -30,7 +30,7 @@ __all__ = [
     "run_task",
 ]
 
-logger = logging.getLogger("django_tasks_local")
+logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 _LONGEST_TRACEBACK = 100_000
 

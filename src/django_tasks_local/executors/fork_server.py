@@ -59,7 +59,7 @@ class Child:
         self._has_ended = threading.Event()
         self._send_lock = threading.Lock()
         self._watcher: threading.Thread | None = None
-        self.pid = 0
+        self.pid: int = 0
 
     def watch(self) -> None:
         """Learn from the server which process it is, and wait for its end.

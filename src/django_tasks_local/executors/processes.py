@@ -203,7 +203,10 @@ class _ProcessWorker:
                     return message
                 case Request():
                     _send(
-                        child, Reply(message.request_id, self._serve(message, context))
+                        child,
+                        Reply(
+                            message.request_id, self._serve(message.request, context)
+                        ),
                     )
                 case Watch():
                     self._watches.add(message, child)

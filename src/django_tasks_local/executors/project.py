@@ -22,7 +22,7 @@ __all__ = [
     "take_project",
 ]
 
-logger = logging.getLogger("django_tasks_local")
+logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 
 class ProjectKey(NamedTuple):
