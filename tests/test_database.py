@@ -1,18 +1,14 @@
 """The care that workers take of their database connections."""
 
 import os
-from collections.abc import Iterator
 
 import psycopg
 import pytest
 from django.db import connection, connections
-from django.test.utils import CaptureQueriesContext  # noqa: F401
 
 from .conftest import Configure, RunScript
 from .gates import LONG_S, Gate
 from .tasks import count_sessions, count_sessions_and_tell, store_session
-
-POSTGRESQL = {"host": "127.0.0.1", "port": 5432, "user": "postgres", "dbname": "postgres"}
 
 
 @pytest.mark.usefixtures("database")
@@ -50,24 +46,24 @@ class TestConnections:
 
 
 @pytest.fixture
-def postgresql() -> Iterator[str]:
-    """The address of a PostgreSQL server that tests may make databases on."""
+def _postgresql() -> None:
+    """There is a PostgreSQL server on which tests may make databases."""
     try:
-        psycopg.connect(**POSTGRESQL, connect_timeout=5).close()  # type: ignore[arg-type]
+        psycopg.connect("host=127.0.0.1 user=postgres connect_timeout=5").close()
     except psycopg.OperationalError as err:
         if os.environ.get("DJANGO_TASKS_LOCAL_REQUIRE_SERVICES") == "1":
             raise
         pytest.skip(f"There is no PostgreSQL on 127.0.0.1: {err}")
-    yield POSTGRESQL["host"]  # type: ignore[misc]
 
 
-def test_a_postgresql_test_database_can_be_dropped(
-    postgresql: str, run_script: RunScript
-) -> None:
+@pytest.mark.usefixtures("_postgresql")
+def test_a_postgresql_test_database_can_be_dropped(run_script: RunScript) -> None:
     done = run_script(
         """
-        import os, sys
-        from tests.small_project import configure
+        import os
+        from tests.small_project import TASKS, configure
+        for setting in TASKS.values():
+            setting["OPTIONS"]["MAX_WORKERS"] = 1
         configure(
             INSTALLED_APPS=["django.contrib.sessions"],
             DATABASES={
@@ -99,22 +95,14 @@ def test_a_postgresql_test_database_can_be_dropped(
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT count(*) FROM django_session")
                     print(cursor.fetchone())
-                # Idle workers tell when they let go of their connections.
-                with Gate() as gate:
-                    tasks = [
-                        count_sessions_and_tell.using(backend=alias)
-                        for alias in ("default", "default", "cpu", "cpu")
-                    ]
-                    for handle in [task.enqueue(gate.port, True) for task in tasks]:
-                        handle.wait(30)
-                    for _ in range(int(sys.argv[1])):
-                        print(gate.next_visitor().name)
+                with Gate() as gate:  # where they tell that they have let go
+                    for alias in ("default", "cpu"):
+                        task = count_sessions_and_tell.using(backend=alias)
+                        assert task.enqueue(gate.port, True).wait(30) == 10
+                    print(gate.next_visitor().name, gate.next_visitor().name)
             finally:
                 teardown_databases(names, verbosity=0)
             print("dropped")
-        """,
-        "2",
+        """
     )
-    assert done.stdout.splitlines()[0] == "(10,)"
-    assert done.stdout.splitlines()[-1] == "dropped"
-    assert done.stderr == ""
+    assert [done.stdout, done.stderr] == ["(10,)\nclosed closed\ndropped\n", ""]

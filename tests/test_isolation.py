@@ -3,10 +3,11 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import pytest
 from django.tasks import TaskResultStatus
+from django.test import override_settings
 
 from django_tasks_local import LocalTaskResult, WorkerLost
 
@@ -42,6 +43,12 @@ from .tasks import (
 )
 
 FAILED = TaskResultStatus.FAILED
+
+
+class EndsWhoUnpicklesIt:
+    @override
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (8,)
 
 
 def assert_lost(handle: LocalTaskResult[Any], reason: str) -> None:
@@ -131,6 +138,12 @@ class TestDeadWorkers:
     def test_while_they_import_the_tasks_module(self) -> None:
         lost = never_runs.using(backend="cpu").enqueue()
         assert_lost(lost, "exited with code 9")
+        assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
+
+    def test_while_they_unpickle_the_project(self) -> None:
+        with override_settings(ANSWER=EndsWhoUnpicklesIt()):
+            lost = add.using(backend="cpu").enqueue(1, 2)
+            assert_lost(lost, "exited with code 8 while it started")
         assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
 
     def test_that_lose_their_pipe(self) -> None:

@@ -99,7 +99,7 @@ class TestOverrides:
     def round(number):
         with override_settings(TASKS={**TASKS, "third": TASKS["default"]}):
             # Processes now and then, since the fork server's start takes a while.
-            for alias in ["default", "third"] + ["cpu"] * (number % 10 == 0):
+            for alias in ["default", "third"] + ["cpu"] * (number % 15 == 0):
                 handles = [double.using(backend=alias).enqueue(n) for n in range(4)]
                 assert [handle.wait(30) for handle in handles] == [0, 2, 4, 6]
         threads = our_threads()
@@ -222,6 +222,29 @@ class TestForks:
         )
         assert done.stdout == "5\n0\ndefault cpu\n"
         assert done.stderr == ""
+
+
+def test_a_fork_server_that_was_killed_is_started_again(run_script: RunScript) -> None:
+    done = run_script(
+        head()
+        + """
+    import signal
+    from tests.leftovers import descendants, wait_until_gone
+
+    if __name__ == "__main__":
+        task = own_pid.using(backend="cpu")
+        worker = task.enqueue().wait(30)
+        (server,) = descendants() - {worker}
+        os.kill(server, signal.SIGKILL)
+        assert wait_until_gone(server)
+        assert task.enqueue().wait(30) == worker  # which goes on
+        os.kill(worker, signal.SIGKILL)
+        assert wait_until_gone(worker)
+        assert task.enqueue().wait(30) not in (worker, server)
+        print("done")
+        """
+    )
+    assert [done.stdout, done.stderr] == ["done\n", ""]
 
 
 ENDS = {"end": "", "exit": "sys.exit(3)", "exception": "raise ValueError('uncaught')"}

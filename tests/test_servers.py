@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import script_environ, write_files
-from .gates import LONG_S, Gate
+from .gates import LONG_S
 from .leftovers import descendants, wait_until_gone
 
 SITE = {
@@ -77,62 +79,45 @@ SITE = {
         from django.core.asgi import get_asgi_application
         application = get_asgi_application()
     """,
-    # Tells the test's gate when the server takes requests.
-    "gunicorn.conf.py": """
-        import os
-        from tests.gates import pass_gate
-
-        def when_ready(server):
-            pass_gate(int(os.environ["GATE"]), "%s:%s" % server.LISTENERS[0].getsockname())
-    """,
-    "run_uvicorn.py": """
-        import os, socket, sys
-        import uvicorn
-        from tests.gates import pass_gate
-
-        if __name__ == "__main__":
-            config = uvicorn.Config("site_asgi:application", workers=2, log_level="error")
-            listener = socket.create_server(("127.0.0.1", 0))
-            from uvicorn.supervisors import Multiprocess
-            pass_gate(int(os.environ["GATE"]), "%s:%s" % listener.getsockname())
-            Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
-    """,
 }
-GUNICORN = ["-m", "gunicorn", "--bind=127.0.0.1:0", "--workers=2", "--threads=4"]
-GUNICORN += ["--log-level=error", "--graceful-timeout=5", "--no-control-socket"]
-SERVERS = {
-    "gunicorn": ([*GUNICORN, "site_wsgi:application"], {}),
-    "gunicorn-preload": (
-        [*GUNICORN, "--preload", "site_wsgi:application"],
-        {"USE_BEFORE_FORK": "1"},
-    ),
-    "uvicorn": (["run_uvicorn.py"], {}),
+GUNICORN = [
+    *("gunicorn", "--bind=fd://{fd}", "--workers=2", "--threads=4"),
+    *("--graceful-timeout=5", "--no-control-socket", "site_wsgi:application"),
+]
+UVICORN = ["uvicorn", "--fd={fd}", "--workers=2", "--no-access-log"]
+SERVERS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "gunicorn": (GUNICORN, {}),
+    "gunicorn-preload": ([*GUNICORN, "--preload"], {"USE_BEFORE_FORK": "1"}),
+    "uvicorn": ([*UVICORN, "site_asgi:application"], {}),
 }
 
 
 @contextmanager
-def running(server: str, directory: Path) -> Iterator[str]:
+def running(server: str, directory: Path) -> Generator[str]:
     """The address of a server, which is stopped afterwards."""
-    arguments, environ = SERVERS[server]
+    command, environ = SERVERS[server]
     write_files(directory, SITE)
-    with Gate() as gate, (directory / "log").open("w") as log:
+    # It listens already: requests wait until the server has come up.
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        fd = listener.fileno()
+        address = "http://{}:{}".format(*listener.getsockname())
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-m", *(part.format(fd=fd) for part in command)],
             cwd=directory,
-            env={**script_environ(), **environ, "GATE": str(gate.port)},
-            stdout=log,
-            stderr=log,
+            env={**script_environ(), **environ},
+            pass_fds=[fd],
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        try:
-            visitor = gate.next_visitor()
-            visitor.let_go()
-            yield f"http://{visitor.name}"
-        finally:
-            family = descendants(process.pid)
-            process.send_signal(signal.SIGTERM)
-            process.wait(LONG_S)
-            for pid in family:
-                assert wait_until_gone(pid)
+    try:
+        yield address
+    finally:
+        family = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=LONG_S)
+        for pid in family:
+            assert wait_until_gone(pid)
+    assert not re.search("error|exception|traceback", log, re.IGNORECASE), log
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -160,4 +145,3 @@ def test_every_request_gets_its_own_value(server: str, tmp_path: Path) -> None:
             mine = {pid for server_pid, pid in answers if server_pid == one}
             theirs = {pid for server_pid, pid in answers if server_pid == other}
             assert not mine & theirs
-    assert (tmp_path / "log").read_text() == ""

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from queue import Queue
 from typing import Any, Protocol
 
 import pytest
@@ -16,7 +17,6 @@ from django.tasks import TaskResult, TaskResultStatus, task_backends
 from django.tasks.signals import task_enqueued, task_finished, task_started
 
 from django_tasks_local import LocalTaskResult
-from django_tasks_local.state import get_executor_state
 
 from .conftest import Configure
 from .gates import LONG_S, Gate
@@ -173,19 +173,41 @@ def test_a_receiver_that_raises_changes_nothing_and_is_logged(
     assert len(logged) == 3
 
 
-@pytest.mark.parametrize("error", [ValueError(), SystemExit(3), OwnBase()], ids=repr)
+@pytest.mark.parametrize("error", [ValueError(), OwnBase()], ids=repr)
+@pytest.mark.parametrize("is_async", [False, True], ids=["def", "async"])
 def test_a_receiver_that_raises_changes_nothing_for_aenqueue(
-    listen: Listen, error: BaseException
+    listen: Listen, error: BaseException, is_async: bool
 ) -> None:
     def receive(**_: Any) -> None:
+        raise error
+
+    async def areceive(**_: Any) -> None:
         raise error
 
     async def enqueue() -> int:
         return await (await add.aenqueue(1, 2))
 
-    listen(task_enqueued, receive)
+    listen(task_enqueued, areceive if is_async else receive)
     assert asyncio.run(enqueue()) == 3
-    assert get_executor_state("default").unfinished_ids() == []
+
+
+def test_a_receiver_that_ends_the_event_loop_does_not_end_the_task(
+    listen: Listen,
+) -> None:
+    """Asyncio itself lets SystemExit out of its loop, past all who await."""
+    ended = Queue[str]()
+
+    async def receive(**_: Any) -> None:
+        raise SystemExit(3)
+
+    def take(task_result: LocalTaskResult[Any], **_: Any) -> None:
+        ended.put(task_result.status.value)
+
+    listen(task_enqueued, receive)
+    listen(task_finished, take)
+    with suppress(SystemExit):  # some versions of Django keep it to themselves
+        asyncio.run(add.aenqueue(1, 2))
+    assert ended.get(timeout=LONG_S) == "SUCCESSFUL"
 
 
 def test_receivers_may_change_their_result(alias: str, listen: Listen) -> None:

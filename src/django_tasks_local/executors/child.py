@@ -177,7 +177,9 @@ class PipeLink:
         request_id = next(self._ids)
         self.send(Request(request_id, request))
         self._read_until(lambda: request_id in self._replies or self._is_over)
-        answer = self._replies.pop(request_id)
+        answer = self._replies.pop(request_id, None)
+        if answer is None:
+            raise EOFError("The parent of this worker process has hung up.")
         if isinstance(answer, Refusal):
             raise _as_exception(answer)
         return answer

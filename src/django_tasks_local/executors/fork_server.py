@@ -25,7 +25,15 @@ from .pipe import MessagePipe
 
 __all__ = ["Child", "ChildMain", "release_server", "start_child"]
 
-_PRELOAD = "django_tasks_local.executors.child"
+# What each child would else import for itself: most of the time of its start. None of
+# it needs settings, opens a connection or starts a thread.
+_PRELOAD = (
+    "django_tasks_local.executors.child",
+    "django.urls",
+    "django.utils.log",
+    "django.views.debug",
+    "django.db.backends.base.base",
+)
 
 
 class ChildMain(Protocol):
@@ -203,7 +211,13 @@ def start_child(main: ChildMain, /, *, user: object) -> Child:
 
 
 def _connect(fds: list[int]) -> tuple[int, int]:
-    _server.set_forkserver_preload([_PRELOAD])
+    # The database drivers that this process has found to be there.
+    drivers = [
+        name
+        for name in list(sys.modules)
+        if name.startswith("django.db.backends.") and name.endswith(".base")
+    ]
+    _server.set_forkserver_preload([*_PRELOAD, *drivers])
     try:
         return _server.connect_to_new_process(fds)
     except (ConnectionError, FileNotFoundError):
