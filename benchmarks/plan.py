@@ -1,0 +1,312 @@
+"""What is measured, and what is to be reached."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["FIGURES", "MEASUREMENTS", "TARGETS", "Figure", "Measurement", "Target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A program, with what it is told and who takes part."""
+
+    name: str
+    program: str
+    contenders: tuple[str, ...] = ("3", "2.0", "bare")
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    quick: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The arguments that differ in a quick run."""
+    repeats: int = 5
+    quick_repeats: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One of the numbers that a measurement gives."""
+
+    measurement: str
+    key: str
+    title: str
+    unit: str
+    more_is_better: bool = False
+    is_pictured: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How one of this version's figures is to compare with another."""
+
+    measurement: str
+    key: str
+    against: str
+    """The contender whose figure it is compared with."""
+    against_key: str | None = None
+    """The other figure, where it is not the same one."""
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+_DEPTHS = [0, 10_000, 100_000, 1_000_000]
+
+
+def _throughput(
+    alias: str,
+    count: int,
+    *,
+    is_quiet: bool = False,
+    contenders: tuple[str, ...] = ("3", "2.0", "bare"),
+) -> Measurement:
+    return Measurement(
+        name=f"{alias}{'-quiet' if is_quiet else ''}",
+        program="throughput",
+        contenders=contenders,
+        arguments={"alias": alias, "count": count, "is_quiet": is_quiet},
+        quick={"count": count // 3},
+    )
+
+
+MEASUREMENTS = (
+    Measurement(
+        name="enqueue",
+        program="enqueue",
+        contenders=("3", "2.0"),
+        arguments={"depths": _DEPTHS, "samples": 3_000},
+        quick={"depths": _DEPTHS[:-1], "samples": 2_000},
+        repeats=2,
+        quick_repeats=1,
+    ),
+    _throughput("threads-2", 15_000),
+    _throughput("threads-10", 15_000),
+    _throughput("threads-2", 15_000, is_quiet=True, contenders=("3", "2.0")),
+    _throughput("threads-10", 15_000, is_quiet=True, contenders=("3", "2.0")),
+    _throughput("processes-2", 8_000),
+    _throughput("processes-2", 8_000, is_quiet=True),
+    *(
+        Measurement(
+            name="round-trip-quiet" if is_quiet else "round-trip",
+            program="round_trip",
+            arguments={"samples": 5_000, "is_quiet": is_quiet},
+            quick={"samples": 1_500},
+        )
+        for is_quiet in (False, True)
+    ),
+    Measurement(
+        name="rows",
+        program="rows",
+        contenders=("3", "2.0"),
+        arguments={"samples": 15},
+        quick={"samples": 7},
+    ),
+    *(
+        Measurement(
+            name="latency-quiet" if is_quiet else "latency",
+            program="latency",
+            contenders=("3", "bare"),
+            arguments={"samples": 1_000, "is_quiet": is_quiet},
+            quick={"samples": 400},
+        )
+        for is_quiet in (False, True)
+    ),
+    Measurement(
+        name="cpu",
+        program="cpu",
+        contenders=("3", "bare"),
+        arguments={"count": 100},
+        quick={"count": 40},
+    ),
+    *(
+        Measurement(
+            name=f"memory-{'held' if is_held else 'dropped'}",
+            program="memory",
+            contenders=("3", "2.0"),
+            arguments={"count": 100_000, "is_held": is_held},
+            quick={"count": 20_000},
+            repeats=1,
+            quick_repeats=1,
+        )
+        for is_held in (False, True)
+    ),
+)
+
+
+def _depth_figures(depth: int) -> list[Figure]:
+    at = f"{depth:,} waiting"
+    return [
+        Figure(
+            measurement="enqueue",
+            key=f"p50_us at {depth}",
+            title=f"enqueue on threads, {at}: p50",
+            unit="µs",
+            is_pictured=depth in (0, 1_000_000),
+        ),
+        Figure(
+            measurement="enqueue",
+            key=f"mean_us at {depth}",
+            title=f"… mean of the enqueues up to {at}, collections included",
+            unit="µs",
+        ),
+        Figure(
+            measurement="enqueue",
+            key=f"gc_percent at {depth}",
+            title="… garbage collection's share of that time",
+            unit="%",
+        ),
+        Figure(
+            measurement="enqueue",
+            key=f"gc_longest_ms at {depth}",
+            title="… its longest pause",
+            unit="ms",
+        ),
+    ]
+
+
+def _per_s(measurement: str, title: str) -> Figure:
+    return Figure(
+        measurement=measurement,
+        key="per_s",
+        title=f"no-op tasks a second, {title}",
+        unit="/s",
+        more_is_better=True,
+        is_pictured=True,
+    )
+
+
+FIGURES = (
+    *(figure for depth in _DEPTHS for figure in _depth_figures(depth)),
+    _per_s("threads-2", "2 threads"),
+    _per_s("threads-10", "10 threads"),
+    _per_s("threads-2-quiet", "2 threads, django.tasks logger off"),
+    _per_s("threads-10-quiet", "10 threads, django.tasks logger off"),
+    _per_s("processes-2", "2 processes"),
+    _per_s("processes-2-quiet", "2 processes, django.tasks logger off"),
+    Figure(
+        measurement="round-trip",
+        key="p50_us",
+        title="a call to a process, there and back: p50",
+        unit="µs",
+        is_pictured=True,
+    ),
+    Figure(
+        measurement="round-trip-quiet",
+        key="p50_us",
+        title="… with the django.tasks logger off",
+        unit="µs",
+    ),
+    Figure(
+        measurement="rows",
+        key="p50_ms",
+        title="1 MB of rows to a process and back: p50",
+        unit="ms",
+        is_pictured=True,
+    ),
+    Figure(
+        measurement="latency",
+        key="start_p50_us",
+        title="from enqueue to a thread's start: p50",
+        unit="µs",
+    ),
+    Figure(
+        measurement="latency",
+        key="start_p99_us",
+        title="from enqueue to a thread's start: p99",
+        unit="µs",
+    ),
+    Figure(
+        measurement="latency",
+        key="wake_p50_us",
+        title="from the task's end to who awaits it: p50",
+        unit="µs",
+        is_pictured=True,
+    ),
+    Figure(
+        measurement="latency",
+        key="wake_p99_us",
+        title="from the task's end to who awaits it: p99",
+        unit="µs",
+    ),
+    Figure(
+        measurement="latency-quiet",
+        key="wake_p50_us",
+        title="… p50 with the django.tasks logger off",
+        unit="µs",
+    ),
+    Figure(
+        measurement="cpu",
+        key="per_s on 1",
+        title="CPU-bound tasks a second, 1 process",
+        unit="/s",
+        more_is_better=True,
+    ),
+    Figure(
+        measurement="cpu",
+        key="per_s on 2",
+        title="CPU-bound tasks a second, 2 processes",
+        unit="/s",
+        more_is_better=True,
+        is_pictured=True,
+    ),
+    Figure(
+        measurement="cpu",
+        key="speed_up",
+        title="what the second process brings",
+        unit="×",
+        more_is_better=True,
+    ),
+    *(
+        Figure(
+            measurement=f"memory-{how}",
+            key=f"{what}_bytes",
+            title=f"{each}, its handle {how}",
+            unit="bytes",
+            is_pictured=how == "dropped",
+        )
+        for how in ("dropped", "held")
+        for what, each in (("pending", "a waiting task"), ("kept", "a kept result"))
+    ),
+)
+
+
+def _target(
+    measurement: str,
+    key: str,
+    against: str,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Target:
+    return Target(
+        measurement=measurement,
+        key=key,
+        against=against,
+        at_most=at_most,
+        at_least=at_least,
+    )
+
+
+TARGETS = (
+    *(
+        _target("enqueue", f"p50_us at {depth}", "2.0", at_most=0.5)
+        for depth in _DEPTHS
+    ),
+    Target(
+        measurement="enqueue",
+        key="p50_us at 1000000",
+        against="3",
+        against_key="p50_us at 0",
+        at_most=1.2,
+    ),
+    _target("threads-2", "per_s", "2.0", at_least=1.0),
+    _target("threads-10", "per_s", "2.0", at_least=1.0),
+    _target("threads-2-quiet", "per_s", "2.0", at_least=1.5),
+    _target("threads-10-quiet", "per_s", "2.0", at_least=1.5),
+    _target("processes-2", "per_s", "bare", at_least=0.8),
+    _target("processes-2", "per_s", "2.0", at_least=1.2),
+    _target("round-trip", "p50_us", "bare", at_most=0.6),
+    _target("rows", "p50_ms", "2.0", at_most=0.35),
+    _target("latency", "wake_p50_us", "bare", at_most=2.0),
+    # Level, within what two runs of the same differ by.
+    _target("cpu", "per_s on 2", "bare", at_least=0.95),
+    _target("memory-dropped", "pending_bytes", "2.0", at_most=0.4),
+    _target("memory-dropped", "kept_bytes", "2.0", at_most=1.2),
+)

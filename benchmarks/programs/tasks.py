@@ -1,0 +1,11 @@
+"""The tasks whose running is measured."""
+
+from django.tasks import task
+
+from . import functions
+
+block = task(functions.block)
+no_op = task(functions.no_op)
+echo = task(functions.echo)
+nap = task(functions.nap)
+count_primes = task(functions.count_primes)

@@ -1,0 +1,152 @@
+"""The figures as text, as a Markdown table and as a picture."""
+
+import os
+import platform
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+from .plan import MEASUREMENTS, Figure
+from .results import Results, amount
+
+__all__ = ["as_markdown", "as_svg", "as_text", "write"]
+
+_CONTENDERS = ("3", "2.0", "bare")
+_NAMES = {"3": "version 3", "2.0": "version 2.0", "bare": "bare executor"}
+_BEGIN = "<!-- figures: written by make bench -->"
+_END = "<!-- end of figures -->"
+_PICTURE = "images/benchmarks.svg"
+
+
+def as_text(results: Results) -> str:
+    """For the terminal: medians, spreads and ratios, then the targets."""
+    lines: list[str] = []
+    for figure in results.figures():
+        lines.append(figure.title)
+        for name in _CONTENDERS:
+            value = results.median_of(figure, name)
+            if value is None:
+                continue
+            least, greatest = results.spread_of(figure, name)
+            spread = f"({amount(least, '')}– {amount(greatest, '')})"
+            comparison = None if name == "3" else results.comparison(figure, name)
+            ratio = "" if comparison is None else f"3 is at {comparison}"
+            lines.append(
+                f"    {_NAMES[name]:<14} {amount(value, figure.unit):>14}  "
+                f"{spread:<24} {ratio}".rstrip()
+            )
+    lines.append("\nTargets")
+    for verdict in results.verdicts():
+        mark = "met    " if verdict.is_met else "not met"
+        lines.append(f"    {mark}  {verdict.text}: {verdict.comparison}")
+    return "\n".join(lines)
+
+
+def as_markdown(results: Results) -> str:
+    """For the docs: where it was measured, the picture, and two tables."""
+    most = max(each.repeats for each in MEASUREMENTS)
+    where = (
+        f"CPython {platform.python_version()}, Django {version('django')}, "
+        f"{platform.system()}, {os.cpu_count()} cores. Medians of up to {most} runs, "
+        "each in a process of its own, in turns; in parentheses the least and the "
+        "greatest ratio of the runs of one turn."
+    )
+    lines = [
+        where,
+        "",
+        f"![Version 3 beside 2.0 and the bare executors]({_PICTURE})",
+        "",
+        "| | version 3 | version 2.0 | bare executor | 3 to 2.0 | 3 to bare |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for figure in results.figures():
+        cells = [
+            amount(results.median_of(figure, name), figure.unit) for name in _CONTENDERS
+        ]
+        ratios = [results.comparison(figure, name) for name in _CONTENDERS[1:]]
+        cells += ["–" if ratio is None else str(ratio) for ratio in ratios]
+        lines.append(f"| {figure.title} | {' | '.join(cells)} |")
+    lines += ["", "| What is to be reached | ratio | |", "| --- | ---: | --- |"]
+    for verdict in results.verdicts():
+        mark = "met" if verdict.is_met else "**not met**"
+        lines.append(f"| {verdict.text} | {verdict.comparison} | {mark} |")
+    return "\n".join(lines)
+
+
+def write(results: Results, docs: Path) -> None:
+    """Put the tables into the docs' page, between its two marks, and the picture."""
+    page = docs / "benchmarks.md"
+    text = page.read_text() if page.exists() else f"# Benchmarks\n\n{_BEGIN}\n{_END}\n"
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise SystemExit(f"{page} has no {_BEGIN} and {_END} to write between.")
+    picture = docs / _PICTURE
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_text(as_svg(results))
+    page.write_text(f"{before}{begin}\n\n{as_markdown(results)}\n\n{end}{after}")
+
+
+_WIDTH = 760
+_LABEL_WIDTH = 20
+_BAR_WIDTH = 520
+_BAR_HEIGHT = 14
+_TITLE_HEIGHT = 26
+_GAP = 14
+
+_STYLE = """
+    text { font: 12px system-ui, sans-serif; fill: #24292f; }
+    .title { font-weight: 600; }
+    .better, .who { fill: #57606a; }
+    .c3 { fill: #1a7f5a; } .c20 { fill: #c9812b; } .cbare { fill: #8c959f; }
+    @media (prefers-color-scheme: dark) {
+      text { fill: #e6edf3; } .better, .who { fill: #9da7b1; }
+      .c3 { fill: #3fb98a; } .c20 { fill: #dba15a; } .cbare { fill: #6e7681; }
+    }
+"""
+
+
+def as_svg(results: Results) -> str:
+    """Bars: those of one figure share a scale, figures do not."""
+    parts: list[str] = []
+    top = _GAP
+    for figure in results.figures():
+        if figure.is_pictured:
+            bars, height = _bars(results, figure, top)
+            parts += bars
+            top += height + _GAP
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top}" '
+        f'role="img" aria-label="Benchmarks">\n  <style>{_STYLE}  </style>\n  '
+        + "\n  ".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def _bars(results: Results, figure: Figure, top: int) -> tuple[list[str], int]:
+    better = "longer is better" if figure.more_is_better else "shorter is better"
+    title = (
+        f'<text x="{_LABEL_WIDTH}" y="{top + 14}"><tspan class="title">'
+        f"{escape(figure.title)}</tspan>"
+        f'<tspan class="better" dx="8">{better}</tspan></text>'
+    )
+    parts = [title]
+    values = {name: results.median_of(figure, name) for name in _CONTENDERS}
+    longest = max(value for value in values.values() if value is not None)
+    y = top + _TITLE_HEIGHT
+    for name, value in values.items():
+        if value is None:
+            continue
+        width = max(1.0, value / longest * _BAR_WIDTH)
+        bar = (
+            f'<rect class="c{name.replace(".", "")}" x="{_LABEL_WIDTH}" y="{y}" '
+            f'width="{width:.1f}" height="{_BAR_HEIGHT}" rx="2"/>'
+        )
+        label = (
+            f'<text x="{_LABEL_WIDTH + width + 6:.1f}" y="{y + 11}">'
+            f"{escape(amount(value, figure.unit))}"
+            f'<tspan class="who" dx="6">{_NAMES[name]}</tspan></text>'
+        )
+        parts += [bar, label]
+        y += _BAR_HEIGHT + 4
+    return parts, y - top
