@@ -65,6 +65,13 @@ class Completion:
         for wake in waiters or ():
             wake()
 
+    def interrupt(self) -> None:
+        """Wake everybody although it is not finished: it will not be, here."""
+        with self._lock:
+            waiters, self._waiters = self._waiters, None
+        for wake in waiters or ():
+            wake()
+
     def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
         """Block until the end; False when `timeout_s` seconds passed first.
 

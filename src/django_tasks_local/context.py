@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.tasks.base import TaskContext
 
+from .identity import this_process
+
 if TYPE_CHECKING:
     from .protocols import ParentLink, SlotLender
 
@@ -48,6 +50,8 @@ class RunningTask(NamedTuple):
     host: "SlotLender"
     result_id: str
     alias: str
+    process: str
+    """Where it runs: in a fork that it makes, nothing of this is of use."""
 
 
 running_task: ContextVar[RunningTask | None] = ContextVar("running_task", default=None)
@@ -56,13 +60,20 @@ running_task: ContextVar[RunningTask | None] = ContextVar("running_task", defaul
 def enter_task(host: "SlotLender", result_id: str, alias: str, /) -> None:
     """Let what runs in this context from now on be that task."""
     current_result_id.set(result_id)
-    running_task.set(RunningTask(host, result_id, alias))
+    running_task.set(RunningTask(host, result_id, alias, this_process()))
 
 
 def is_running(alias: str, /) -> bool:
     """Whether the code that asks is part of a running task of that alias."""
-    running = running_task.get()
+    running = _running_here()
     return running is not None and running.alias == alias
+
+
+def _running_here() -> RunningTask | None:
+    running = running_task.get()
+    if running is None or running.process != this_process():
+        return None
+    return running
 
 
 @contextmanager
@@ -72,7 +83,7 @@ def lending_slot() -> Generator[Callable[[], None]]:
     What it gives takes the slot back before that: any thread may call it, so that who
     ends the wait can do so before anything else is started.
     """
-    running = running_task.get()
+    running = _running_here()
     loans = [] if running is None else [running]
 
     def reclaim() -> None:

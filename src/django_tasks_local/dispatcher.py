@@ -1,14 +1,12 @@
 """Feeds free slots, records what becomes of each task, and wakes who waits for it."""
 
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from heapq import heappop, heappush
-from typing import Any, cast, override
+from typing import Any, override
 
 from django.dispatch import Signal
 from django.tasks.base import Task, TaskResultStatus
@@ -16,7 +14,8 @@ from django.tasks.base import Task, TaskResultStatus
 from .async_bridge import Completion
 from .context import enter_task
 from .errors import QueueFull, TaskFailed
-from .locks import BargingLock
+from .locks import give_way
+from .logs import log_error, log_exception
 from .options import LocalOptions
 from .protocols import ResultStore, TaskExecutor, WorkerHost
 from .records import (
@@ -37,7 +36,8 @@ from .worker import lost_outcome
 
 __all__ = ["Dispatcher", "Job", "Retired"]
 
-logger: logging.Logger = logging.getLogger("django_tasks_local")
+
+_NO_CONTEXT = Context()
 
 
 class Retired(Exception):
@@ -47,7 +47,15 @@ class Retired(Exception):
 class Job(Completion):
     """A task from its enqueue to its end."""
 
-    __slots__ = ("context", "lent", "slot", "submitter", "task")
+    __slots__ = (
+        "context",
+        "early_outcome",
+        "is_pushed",
+        "lent",
+        "slot",
+        "submitter",
+        "task",
+    )
 
     def __init__(
         self, record: Record, *, task: "Task[..., Any]", context: Context
@@ -57,6 +65,8 @@ class Job(Completion):
         self.context: Context = context
         self.slot: int | None = None
         """The slot it runs on, once it runs."""
+        self.is_pushed = False
+        self.early_outcome: Outcome | None = None
         self.submitter: int | None = None
         """The thread that is just handing it to the executor."""
         self.lent: int = 0
@@ -88,8 +98,8 @@ class Dispatcher(WorkerHost):
         self._serve = serve
         self._find_job = find_job
         self._on_done = on_done
-        self._lock = BargingLock()
-        self._all_ended = threading.Condition(cast("threading.Lock", self._lock))
+        self._lock = threading.Lock()
+        self._all_ended = threading.Condition(self._lock)
         self._queue = TaskQueue[Job]()
         self._jobs: dict[str, Job] = {}
         self._pending = 0  # places taken: those in the queue and on their way there
@@ -116,6 +126,7 @@ class Dispatcher(WorkerHost):
         Raises QueueFull where there is none, Retired once `retire` was called.
         """
         limit = self._options.max_pending
+        give_way(self._lock)
         with self._lock:  # decides who gets the last place
             if self._is_retired:
                 raise Retired
@@ -128,8 +139,14 @@ class Dispatcher(WorkerHost):
             self._jobs[job.record.id] = job
 
     def refuse(self, job: Job, /) -> None:
-        """Give the place back, of a task that was not stored after all."""
+        """Give the place back, of a task that was not stored after all.
+
+        Of one that was pushed in spite of that nothing is taken back.
+        """
+        give_way(self._lock)
         with self._lock:
+            if job.is_pushed:
+                return
             self._pending -= 1
             del self._jobs[job.record.id]
             if not self._jobs:
@@ -140,10 +157,14 @@ class Dispatcher(WorkerHost):
 
     def push(self, job: Job, /) -> None:
         """Put an admitted task, which is stored now, into its place."""
-        with self._lock:
-            self._queue.push(job, priority=job.record.task.priority)
-            due = self._take_due()
-        if due is not None:
+        due = None
+        give_way(self._lock)
+        try:
+            with self._lock:
+                job.is_pushed = True
+                self._queue.push(job, priority=job.record.task.priority)
+                due = self._take_due()
+        finally:  # also when Ctrl-C comes just now
             self._submit(due)
 
     def job(self, result_id: str, /) -> Job | None:
@@ -152,6 +173,7 @@ class Dispatcher(WorkerHost):
 
     def unfinished_ids(self) -> list[str]:
         """The ids of the tasks that wait or run, the oldest first."""
+        give_way(self._lock)
         with self._lock:
             return list(self._jobs)
 
@@ -162,6 +184,7 @@ class Dispatcher(WorkerHost):
 
     def retire(self) -> None:
         """Take no new tasks, run those that are here, then end the executor."""
+        give_way(self._lock)
         with self._lock:  # decides whether there is anything to wait for
             self._is_retired = True
             is_done = not self._jobs
@@ -170,11 +193,12 @@ class Dispatcher(WorkerHost):
 
     def drop_queued(self, reason: str) -> None:
         """Fail the tasks that still wait, so that nobody waits for them."""
+        give_way(self._lock)
         with self._lock:
             jobs = self._queue.drain()
             self._pending -= len(jobs)
         for job in jobs:
-            self._finish(job, lost_outcome(job.record.id, reason))
+            self._submit(self._finish(job, lost_outcome(job.record.id, reason)))
 
     def end(self, *, timeout_s: float) -> None:
         """End the executor, whatever still runs. May be called twice."""
@@ -216,6 +240,7 @@ class Dispatcher(WorkerHost):
 
     @override
     def lend_slot(self, result_id: str, /) -> None:
+        give_way(self._lock)
         with self._lock:
             job = self._jobs.get(result_id)
             if job is None or job.slot is None:
@@ -225,11 +250,11 @@ class Dispatcher(WorkerHost):
                 return
             self._lent += 1
             due = self._take_due()
-        if due is not None:
-            self._submit(due)
+        self._submit(due)
 
     @override
     def reclaim_slot(self, result_id: str, /) -> None:
+        give_way(self._lock)
         with self._lock:
             job = self._jobs.get(result_id)
             if job is None or not job.lent:
@@ -257,15 +282,36 @@ class Dispatcher(WorkerHost):
             self._slot_count += 1
         return job
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: Job | None) -> None:
+        """Hand a task that has a slot to the executor, and what comes of that."""
+        while job is not None:
+            outcome = self._hand_over(job)
+            job = None if outcome is None else self._finish(job, outcome)
+
+    def _hand_over(self, job: Job) -> Outcome | None:
+        """The outcome, where this thread has to see to it."""
         executor = self._executor
         assert executor is not None  # `start` comes before the first `admit`
         assert job.slot is not None  # `_take_due` gave it one
-        call = Call(job.record, job.slot, job.task.func, job.context)
-        future = executor.submit(call)
+        try:
+            call = Call(job.record, job.slot, job.task.func, job.context)
+            future = executor.submit(call)
+        except BaseException:  # Ctrl-C: the executor's own part does not raise
+            self._take_back(job)
+            raise
         job.submitter = threading.get_ident()
         future.add_done_callback(partial(self._ended, job))
         job.submitter = None
+        return job.early_outcome
+
+    def _take_back(self, job: Job) -> None:
+        with self._lock:
+            assert job.slot is not None  # as above
+            self._running -= 1
+            heappush(self._free_slots, job.slot)
+            job.slot = None
+            self._pending += 1
+            self._queue.push(job, priority=job.record.task.priority)
 
     def _ended(self, job: Job, future: Future[Outcome]) -> None:
         outcome = future.result()
@@ -273,24 +319,40 @@ class Dispatcher(WorkerHost):
             # The call had ended before `add_done_callback`, which then calls here on
             # a thread that may be a request's, or run an event loop.
             finish = threading.Thread(
-                target=self._finish,
+                target=self._finish_and_go_on,
                 args=(job, outcome),
                 name=f"django-tasks-{self._alias}-end",
                 daemon=True,
             )
-            with suppress(RuntimeError):  # the interpreter is ending
-                return finish.start()
-        self._finish(job, outcome)
+            try:
+                finish.start()
+            except RuntimeError:  # no thread can be started: then `_submit` has to
+                job.early_outcome = outcome
+        else:
+            self._finish_and_go_on(job, outcome)
 
-    def _finish(self, job: Job, outcome: Outcome) -> None:
+    def _finish_and_go_on(self, job: Job, outcome: Outcome) -> None:
+        self._submit(self._finish(job, outcome))
+
+    def _finish(self, job: Job, outcome: Outcome) -> Job | None:
+        """Record what came of a task; the next one for its slot."""
         record = apply_outcome(job.record, outcome)
-        self._save(record)
-        self._forget_old_results()
-        self._send(task_finished, job, record)
-        del self._jobs[record.id]
-        # The tasks that waited for this one have their slots back before the next
-        # begins.
-        job.finish(record)
+        try:
+            self._save(record)
+            self._forget_old_results()
+            self._send(task_finished, job, record)
+        finally:  # whatever happens, nobody waits for ever
+            self._jobs.pop(record.id, None)
+            # The tasks that waited for this one have their slots back before the next
+            # begins.
+            job.finish(record)
+            # A handle that is kept should not keep the enqueuer's context.
+            job.context = _NO_CONTEXT
+            due = self._free(job)
+        return due
+
+    def _free(self, job: Job) -> Job | None:
+        give_way(self._lock)
         with self._lock:  # decides what the slot does next, and whether all is done
             if job.slot is not None:
                 self._running -= 1
@@ -301,16 +363,15 @@ class Dispatcher(WorkerHost):
             is_done = self._is_retired and not self._jobs
             if not self._jobs:
                 self._all_ended.notify_all()
-        if due is not None:
-            self._submit(due)
         if is_done:
             self._close()
+        return due
 
     def _save(self, record: Record) -> None:
         try:
             is_saved = self._store.save([record])[0]
         except Exception:  # a store's; the task goes on all the same
-            logger.exception(
+            log_exception(
                 "TASKS[%r]: the store failed to save result %s as %s",
                 self._alias,
                 record.id,
@@ -318,7 +379,7 @@ class Dispatcher(WorkerHost):
             )
         else:
             if not is_saved:
-                logger.error(
+                log_error(
                     "TASKS[%r]: the store refused to save result %s as %s",
                     self._alias,
                     record.id,
@@ -331,9 +392,7 @@ class Dispatcher(WorkerHost):
             try:
                 self._store.discard(keep=keep)
             except Exception:  # a store's; the next task's end tries again
-                logger.exception(
-                    "TASKS[%r]: old results stay in the store", self._alias
-                )
+                log_exception("TASKS[%r]: old results stay in the store", self._alias)
 
     def _close(self) -> None:
         self.end(timeout_s=0.0)
@@ -348,7 +407,7 @@ class Dispatcher(WorkerHost):
                 # The receivers, Django's logging among them, see what the task sees.
                 job.context.run(self._send_in_context, signal, job, record)
             except KeyboardInterrupt:  # a receiver's: nobody interrupts a worker
-                logger.exception(
+                log_exception(
                     "TASKS[%r]: a receiver raised for result %s", self._alias, record.id
                 )
 

@@ -69,6 +69,12 @@ class LocalTaskResult[R](_TaskResult[R]):
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def __copy__(self) -> "LocalTaskResult[R]":
+        return handle_of(self._record, waitable=self._waitable, task=self.task)
+
+    def __deepcopy__(self, memo: object) -> "LocalTaskResult[R]":
+        return self.__copy__()
+
     @override
     def __reduce__(self) -> tuple[object, ...]:
         return handle_of, (self._record,)

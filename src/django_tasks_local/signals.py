@@ -24,6 +24,7 @@ from django.tasks.signals import (
 )
 
 from .async_bridge import is_in_trio
+from .logs import log_exception
 
 __all__ = [
     "asend",
@@ -35,7 +36,6 @@ __all__ = [
     "task_started",
 ]
 
-logger: logging.Logger = logging.getLogger("django_tasks_local")
 _djangos_logger = logging.getLogger("django.tasks")
 
 _FAILURE = "TASKS[%r]: a receiver failed for result %s"
@@ -83,7 +83,7 @@ def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> Non
     except KeyboardInterrupt:
         raise
     except BaseException:  # a receiver's, or a log handler's: the task must go on
-        logger.exception(_FAILURE, result.backend, result.id)
+        log_exception(_FAILURE, result.backend, result.id)
 
 
 async def asend(
@@ -98,4 +98,4 @@ async def asend(
     except (KeyboardInterrupt, GeneratorExit, anyio.get_cancelled_exc_class()):
         raise
     except BaseException:  # as above
-        logger.exception(_FAILURE, result.backend, result.id)
+        log_exception(_FAILURE, result.backend, result.id)

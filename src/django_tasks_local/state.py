@@ -5,7 +5,7 @@ makes one for each thread), made at its first use; and what happens to all of th
 when the settings change, when the process forks, and when it ends.
 """
 
-import logging
+import atexit
 import os
 import threading
 import time
@@ -27,6 +27,7 @@ from .dispatcher import Dispatcher, Job, Retired
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .identity import new_result_id, this_process
+from .logs import log_warning
 from .options import LocalOptions, parse_options
 from .protocols import ExecutorFactory, ResultStore
 from .records import EnqueueRequest, GetRequest, Record, Refusal, TaskSpec
@@ -42,7 +43,6 @@ from .task_registry import find_task, remember_task
 
 __all__ = ["ExecutorState", "get_executor_state", "open_state", "shutdown_executor"]
 
-logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 _END_S = 1.0  # for threads that have nothing left to do
 _NAMED_AT_MOST = 100
@@ -168,7 +168,7 @@ class ExecutorState:
     def _store_ready(self, job: Job, on_visible: Callable[[], None]) -> None:
         try:
             self.store.add([job.record], on_visible=on_visible)
-        except Exception:
+        except BaseException:  # also where Ctrl-C came in between
             self._dispatcher.refuse(job)
             raise
 
@@ -299,7 +299,8 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
     if not state.wait_until_idle(state.options.shutdown_timeout_s):
         _warn_of_unfinished(state.unfinished_ids())
         state.drop_queued(f"TASKS[{alias!r}] was shut down before the task could run.")
-    state.end(timeout_s=0.0 if state.unfinished_ids() else _END_S)
+        state.end(timeout_s=0.0)  # kills what it can
+    state.end(timeout_s=_END_S)
     with _lock:
         _retired.discard(state)
 
@@ -309,7 +310,7 @@ def _warn_of_unfinished(ids: list[str]) -> None:
         return
     named = ", ".join(ids[:_NAMED_AT_MOST])
     more = len(ids) - _NAMED_AT_MOST
-    logger.warning(
+    log_warning(
         "%d tasks did not finish before SHUTDOWN_TIMEOUT: %s%s",
         len(ids),
         named,
@@ -327,7 +328,7 @@ def _serve(request: EnqueueRequest | GetRequest) -> Record | Refusal:
                 return _enqueue_for_child(request)
             case GetRequest():
                 return record_of(_get_for_child(request))
-    except Exception as err:  # the child's task gets it
+    except BaseException as err:  # the child's task gets it, whatever it is
         kind = type(err)
         return Refusal(f"{kind.__module__}.{kind.__qualname__}", str(err))
 
@@ -386,23 +387,20 @@ def _arm_exit() -> None:
 
     `threading._register_atexit` runs hooks in reverse order of registration, before
     threads are joined. Ours has to run before that of `concurrent.futures.thread`,
-    after which no task could use `async_to_sync` or an executor of its own; hence the
-    import at the top. It is private: where it is gone, `atexit` has to do.
+    after which no task could use `async_to_sync` or an executor of its own; that module
+    has been imported here for its names. The function is private: where it is gone,
+    `atexit` alone has to do.
     """
     global _is_exit_armed
     with _lock:
         if _is_exit_armed:
             return
         _is_exit_armed = True
-    try:
-        register = threading._register_atexit  # type: ignore[attr-defined]
-    except AttributeError:
-        import atexit
-
-        register = atexit.register
+    # Again later, for what other threads and exit hooks have enqueued since.
+    atexit.register(_drain)
     # Refused where Python is ending already, with a thread of ours still running.
-    with suppress(RuntimeError):
-        register(_drain)
+    with suppress(AttributeError, RuntimeError):
+        threading._register_atexit(_drain)  # type: ignore[attr-defined]
 
 
 def _drain() -> None:
@@ -430,8 +428,17 @@ def _drain() -> None:
             result_id for state in states for result_id in state.unfinished_ids()
         ]
         _warn_of_unfinished(unfinished)
+        with _lock:
+            _states.clear()  # what is enqueued from now on is another state's
+            _retired.update(states)
         for state in states:
-            state.end(timeout_s=0.0)
+            state.retire()
+            state.end(timeout_s=0.0)  # kills what it can
+        deadline = time.monotonic() + _END_S
+        for state in states:
+            state.end(timeout_s=max(0.0, deadline - time.monotonic()))
+        with _lock:
+            _retired.difference_update(states)
 
 
 def _all_states() -> list[ExecutorState]:

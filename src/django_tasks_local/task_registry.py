@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import Any, cast
 
 from django.conf import settings
+from django.tasks import task_backends
 from django.tasks.base import Task
 
 from .records import TaskSpec, Timestamp
@@ -51,19 +52,28 @@ def find_task(
     """The task that a spec names: one seen in this process, else by its path.
 
     Raises ImportError or AttributeError when nothing is there, TypeError when
-    something other than a task is.
+    something is that cannot be one.
     """
     task = _tasks.get(spec)
     if task is None:
         found = resolve_name(spec.path)
-        if not isinstance(found, Task):
+        options: dict[str, Any] = {
+            "priority": spec.priority,
+            "queue_name": spec.queue_name,
+            "backend": spec.backend,
+        }
+        if isinstance(found, Task):
+            task = _replace(cast("Task[..., Any]", found), **options)
+        elif callable(found):  # a task of another name was made of it
+            task = task_backends[spec.backend].task_class(
+                func=found,
+                run_after=None,
+                takes_context=spec.takes_context,
+                **options,
+            )
+        else:
             raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
-        task = _tasks[spec] = _replace(
-            cast("Task[..., Any]", found),
-            priority=spec.priority,
-            queue_name=spec.queue_name,
-            backend=spec.backend,
-        )
+        _tasks[spec] = task
     if run_after is not None:
         task = _replace(task, run_after=to_datetime(run_after))
     return task

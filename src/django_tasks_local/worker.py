@@ -1,6 +1,5 @@
 """What surrounds the user's function, wherever it runs."""
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from django.db import connections
 from .context import LocalTaskContext, enter_task
 from .errors import WorkerLost
 from .json_text import decode_arguments, encode_value
+from .logs import log_exception
 from .protocols import SlotLender
 from .records import ErrorRecord, Outcome, Record
 from .results import handle_of
@@ -30,7 +30,6 @@ __all__ = [
     "run_task",
 ]
 
-logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 _LONGEST_TRACEBACK = 100_000
 
@@ -74,7 +73,7 @@ def close_old_connections() -> None:
             else:
                 connection.close_if_unusable_or_obsolete()
         except Exception:  # a driver's, of a connection that is already broken
-            logger.exception("A database connection could not be closed")
+            log_exception("A database connection could not be closed")
 
 
 def close_connections() -> None:
@@ -83,7 +82,7 @@ def close_connections() -> None:
         try:
             connection.close()
         except Exception:  # as above
-            logger.exception("A database connection could not be closed")
+            log_exception("A database connection could not be closed")
 
 
 def lost_outcome(result_id: str, reason: str, /) -> Outcome:
@@ -131,14 +130,19 @@ def _leave_the_enqueuers_loop() -> None:
 
 def error_record(error: BaseException, /) -> ErrorRecord:
     """An exception as plain data: its class's path and its traceback's text."""
-    kind = type(error)
     try:
+        kind = type(error)
+        path = f"{kind.__module__}.{kind.__qualname__}"
         text = "".join(
             format_exception(kind, error, _past_this_module(error.__traceback__))
         )
-    except Exception as err:  # the text of an exception is its own code
-        text = f"{kind.__qualname__} (its traceback cannot be shown: {type(err)})\n"
-    return ErrorRecord(f"{kind.__module__}.{kind.__qualname__}", _shortened(text))
+    except BaseException as err:  # what an exception says of itself is its own code
+        path = "builtins.BaseException"
+        text = (
+            f"An exception that cannot be shown: to ask about it raises "
+            f"{type(err).__qualname__}.\n"
+        )
+    return ErrorRecord(path, _shortened(text))
 
 
 def _past_this_module(traceback: TracebackType | None) -> TracebackType | None:

@@ -23,10 +23,8 @@ from ..context import set_parent_link
 from ..records import (
     EnqueueRequest,
     GetRequest,
-    Outcome,
     Record,
     Refusal,
-    apply_outcome,
 )
 from ..worker import (
     close_connections,
@@ -300,6 +298,7 @@ class _ParentsResult:
     def __init__(self, link: PipeLink, record: Record) -> None:
         self._link = link
         self._completion = Completion(record)
+        self._refusal: Exception | None = None
 
     @property
     def record(self) -> Record:
@@ -310,9 +309,8 @@ class _ParentsResult:
         try:
             self._completion.finish(self.latest())
         except Exception as err:  # the parent refused: whoever waits must know
-            record = self.record
-            failed = Outcome(record.id, record.enqueued_at, None, error_record(err))
-            self._completion.finish(apply_outcome(record, failed))
+            self._refusal = err
+            self._completion.interrupt()
 
     def latest(self) -> Record:
         record = self._link.request(GetRequest(self.record.alias, self.record.id))
@@ -327,11 +325,16 @@ class _ParentsResult:
 
     def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
         with self._link.watching(self):
-            return self._completion.wait(timeout_s, at_end=at_end)
+            is_in_time = self._completion.wait(timeout_s, at_end=at_end)
+        if self._refusal is not None:
+            raise self._refusal
+        return is_in_time
 
     async def wait_async(self, *, at_end: Callable[[], None]) -> None:
         with self._link.watching(self):
             await self._completion.wait_async(at_end=at_end)
+        if self._refusal is not None:
+            raise self._refusal
 
 
 def _as_exception(refusal: Refusal) -> Exception:

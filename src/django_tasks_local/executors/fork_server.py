@@ -7,7 +7,6 @@ be started from a daemonic process, and nothing of `multiprocessing` joins, coun
 ends it.
 """
 
-import multiprocessing
 import os
 import pickle
 import select
@@ -19,7 +18,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from multiprocessing import forkserver
-from typing import Protocol, cast
+from typing import Protocol
 
 from .pipe import MessagePipe
 
@@ -34,6 +33,18 @@ _PRELOAD = (
     "django.views.debug",
     "django.db.backends.base.base",
 )
+
+
+class _Preload(list[str]):
+    """The names of modules to preload, which does not look as if it held any.
+
+    For a list that does, `ForkServer` also prepares the import of the main module, and
+    by asking for the start method fixes it. This one is only written into the server's
+    command line, which is all that is wanted.
+    """
+
+    def __bool__(self) -> bool:
+        return False
 
 
 class ChildMain(Protocol):
@@ -191,7 +202,7 @@ def start_child(main: ChildMain, /, *, user: object) -> Child:
         _users.add(user)
         ours, theirs = MessagePipe.pair()
         try:
-            with _sigint_blocked(), _start_method_kept():
+            with _sigint_blocked():
                 status_fd, data_fd = _connect([theirs.fileno()])
         except BaseException:
             ours.close()
@@ -217,7 +228,7 @@ def _connect(fds: list[int]) -> tuple[int, int]:
         for name in list(sys.modules)
         if name.startswith("django.db.backends.") and name.endswith(".base")
     ]
-    _server.set_forkserver_preload([*_PRELOAD, *drivers])
+    _server.set_forkserver_preload(_Preload([*_PRELOAD, *drivers]))
     try:
         return _server.connect_to_new_process(fds)
     except (ConnectionError, FileNotFoundError):
@@ -262,19 +273,6 @@ def _sigint_blocked() -> Generator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _start_method_kept() -> Generator[None]:
-    # Preparing the server's preload asks for the start method, which fixes it.
-    # Typeshed does not know that it is None where none was chosen.
-    before = cast("str | None", multiprocessing.get_start_method(allow_none=True))
-    try:
-        yield
-    finally:
-        if before is None:
-            # Not documented, but what `force` is for: none is chosen any more.
-            multiprocessing.set_start_method(None, force=True)
 
 
 def _after_fork_in_child() -> None:

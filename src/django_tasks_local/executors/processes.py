@@ -87,8 +87,6 @@ class ProcessExecutor:
             workers = list(self._workers)
         for worker in workers:
             worker.kill_if_busy()
-        # Now each thread only has to see its process end.
-        self._threads.shutdown(timeout_s=_STOP_S)
 
     def _open_worker(self, slot: int) -> "_ProcessWorker":
         worker = _ProcessWorker(
@@ -130,7 +128,7 @@ class _ProcessWorker:
         self._is_busy = True
         try:
             return self._run(call)
-        except Exception as err:  # ours: the slot must go on, with another process
+        except BaseException as err:  # the slot must go on, with another process
             self._drop_child()
             return lost_outcome(call.record.id, error_record(err).traceback)
         finally:
@@ -224,7 +222,10 @@ class _ProcessWorker:
             record = self._watches.finished(request.result_id)
             if record is not None:
                 return record
-        return context.run(self._host.serve, request)
+        answer = context.run(self._host.serve, request)
+        if isinstance(answer, Record):
+            self._watches.keep(answer)
+        return answer
 
     def tidy(self) -> None:
         close_old_connections()  # this thread's: receivers of signals may use them
@@ -294,8 +295,10 @@ class _Watches:
         self._running_id = ""
         self._waiting: dict[int, Callable[[], None] | None] = {}
         self._lent: set[int] = set()
-        # What has finished, for the child to fetch, whatever the store forgets.
+        # What the task holds handles of, once it has finished, whatever the store
+        # forgets meanwhile; and what takes back that we are told.
         self._finished: dict[str, Record] = {}
+        self._kept: dict[str, Callable[[], None]] = {}
 
     def begin(self, running_id: str) -> None:
         """The task of that id begins."""
@@ -313,6 +316,9 @@ class _Watches:
                     _send(child, Watched(watch_id))
 
         self._waiting[watch_id] = None
+        if watch.result_id in self._finished:
+            tell(None)
+            return
         remove = self._host.on_finished(watch.alias, watch.result_id, tell)
         if remove is None:
             tell(None)
@@ -344,7 +350,24 @@ class _Watches:
         """The task has ended."""
         for watch_id in list(self._waiting):
             self.end(watch_id)
+        for remove in self._kept.values():
+            remove()
+        self._kept.clear()
         self._finished.clear()
+
+    def keep(self, record: Record) -> None:
+        """The task has got a handle, which must not lose its outcome."""
+        if record.id in self._kept:
+            return
+
+        def take(finished: Record) -> None:
+            self._finished[record.id] = finished
+
+        remove = self._host.on_finished(record.alias, record.id, take)
+        if remove is not None:
+            self._kept[record.id] = remove
+        elif record.is_finished:
+            self._finished[record.id] = record
 
     def finished(self, result_id: str) -> Record | None:
         """A result that was waited for, once it is finished."""

@@ -1,6 +1,5 @@
 """The project as a process sees it, so that its children can see it in the same way."""
 
-import logging
 import os
 import pickle
 import sys
@@ -13,6 +12,8 @@ import django
 from django.conf import Settings, UserSettingsHolder, settings
 from django.db import connections
 
+from ..logs import log_warning
+
 __all__ = [
     "Project",
     "ProjectKey",
@@ -21,8 +22,6 @@ __all__ = [
     "see_project",
     "take_project",
 ]
-
-logger: logging.Logger = logging.getLogger("django_tasks_local")
 
 
 class ProjectKey(NamedTuple):
@@ -119,7 +118,7 @@ def _pickled(values: dict[str, Any]) -> dict[str, bytes]:
         try:
             pickled[name] = pickle.dumps(value)
         except Exception as err:  # the value's own code
-            logger.warning(
+            log_warning(
                 "Worker processes do not see the setting %s: it cannot be pickled (%s)",
                 name,
                 err,

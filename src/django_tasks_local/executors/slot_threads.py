@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from ..locks import give_way
 from ..records import Call, Outcome
-from ..worker import lost_outcome
+from ..worker import error_record, lost_outcome
 
 __all__ = ["SlotThreads", "SlotWorker"]
 
@@ -52,17 +53,19 @@ class SlotThreads:
         self._permanent = permanent
         self._open_worker = open_worker
         self._lock = threading.Lock()
+        self._is_shut_down = False
         self._inboxes: dict[int, _Inbox] = {}
         self._threads: set[threading.Thread] = set()
 
     def submit(self, call: Call, /) -> Future[Outcome]:
         """Put a call into its slot's inbox (see `TaskExecutor.submit`)."""
         future: Future[Outcome] = Future()
-        inbox = self._inboxes.get(call.slot)
-        if inbox is not None and call.slot < self._permanent:
-            inbox.put((call, future))  # its thread is there to stay
-            return future
+        give_way(self._lock)
         with self._lock:  # decides whether the slot's thread still takes calls
+            if self._is_shut_down:
+                reason = "Its alias was shut down before the task could run."
+                future.set_result(lost_outcome(call.record.id, reason))
+                return future
             inbox = self._inboxes.get(call.slot)
             if inbox is not None:
                 inbox.put((call, future))
@@ -91,6 +94,7 @@ class SlotThreads:
     def shutdown(self, *, timeout_s: float) -> None:
         """Let each thread end after its calls; wait for them `timeout_s` seconds."""
         with self._lock:
+            self._is_shut_down = True
             inboxes = list(self._inboxes.values())
             threads = list(self._threads)
         for inbox in inboxes:
@@ -106,7 +110,7 @@ class SlotThreads:
             item = inbox.get()
             while item is not None:
                 call, future = item
-                future.set_result(worker.run(call))
+                future.set_result(_run(worker, call))
                 worker.tidy()
                 # Nothing of a call is held while the next is waited for.
                 del item, call, future
@@ -128,3 +132,10 @@ class SlotThreads:
                 return False
             del self._inboxes[slot]
             return True
+
+
+def _run(worker: SlotWorker, call: Call) -> Outcome:
+    try:
+        return worker.run(call)
+    except BaseException as err:  # it should not, but the slot serves other tasks
+        return lost_outcome(call.record.id, error_record(err).traceback)

@@ -1,9 +1,10 @@
 """Results in this process's memory, until it ends."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from ..locks import BargingLock
+from ..locks import give_way
 from ..options import LocalOptions
 from ..records import Record, Timestamp
 
@@ -18,7 +19,7 @@ class MemoryStore:
     may_block = False
 
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
-        self._lock = BargingLock()
+        self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
         # Ids of finished records, those that finished first coming first: a dict for
         # its order. Its values are unused.
@@ -37,6 +38,7 @@ class MemoryStore:
                 raise _already_there(record)
             on_visible()
             return
+        give_way(self._lock)
         with self._lock:  # decides whether all of the ids are new
             for record in records:
                 if record.id in self._records:
@@ -52,6 +54,7 @@ class MemoryStore:
         return {result_id: record for result_id, record in found if record is not None}
 
     def save(self, records: Sequence[Record], /) -> Sequence[bool]:
+        give_way(self._lock)
         with self._lock:  # decides which of two changes to one record wins
             return [self._replace(record) for record in records]
 
@@ -65,6 +68,7 @@ class MemoryStore:
         return True
 
     def unfinished(self) -> Iterator[Record]:
+        give_way(self._lock)
         with self._lock:  # nobody may change the dict while it is copied
             records = list(self._records.values())
         return (record for record in records if not record.is_finished)
@@ -78,6 +82,7 @@ class MemoryStore:
     ) -> int:
         if finished_before is None and (keep is None or len(self._finished) <= keep):
             return 0
+        give_way(self._lock)
         with self._lock:  # decides which records are the oldest
             excess = 0 if keep is None else len(self._finished) - keep
             if excess <= 0 and finished_before is None:
@@ -98,6 +103,7 @@ class MemoryStore:
             return len(doomed)
 
     def close(self) -> None:
+        give_way(self._lock)
         with self._lock:
             self._records.clear()
             self._finished.clear()
