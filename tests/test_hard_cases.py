@@ -1,6 +1,7 @@
 """Cases that look harmless and are not."""
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -128,5 +129,10 @@ def test_what_other_threads_enqueue_at_the_end_runs_too(
     threading.Thread(target=late).start()
     """
     )
-    expected = ["3", "7", "11"] if was_used else ["7", "11"]
-    assert sorted(done.stdout.split(), key=int) == expected
+    told = sorted(done.stdout.split(), key=int)
+    early = ["3"] if was_used else []
+    if told == early and sys.version_info < (3, 13):
+        # Early releases of Python 3.12 start no thread by then, and the tasks say so.
+        assert done.stderr.count("WorkerLost: can't") >= 2
+    else:
+        assert told == [*early, "7", "11"]
