@@ -65,7 +65,7 @@ class Job(Completion):
         self.context: Context = context
         self.slot: int | None = None
         """The slot it runs on, once it runs."""
-        self.is_pushed = False
+        self.is_pushed: bool = False
         self.early_outcome: Outcome | None = None
         self.submitter: int | None = None
         """The thread that is just handing it to the executor."""
