@@ -314,7 +314,12 @@ class Dispatcher(WorkerHost):
             self._queue.push(job, priority=job.record.task.priority)
 
     def _ended(self, job: Job, future: Future[Outcome]) -> None:
-        outcome = future.result()
+        try:
+            outcome = future.result()
+        except BaseException as err:  # an executor's that does not keep its promise
+            log_exception("TASKS[%r]: no outcome of %s", self._alias, job.record.id)
+            reason = f"Its executor gave no outcome: {type(err).__name__}."
+            outcome = lost_outcome(job.record.id, reason)
         if job.submitter == threading.get_ident():
             # The call had ended before `add_done_callback`, which then calls here on
             # a thread that may be a request's, or run an event loop.
