@@ -1,9 +1,12 @@
-"""Logging that cannot harm who logs."""
+"""Logging that cannot harm who logs, and that is not done for nobody."""
 
 import logging
 from contextlib import suppress
 
-__all__ = ["log_error", "log_exception", "log_warning"]
+from django.conf import settings
+from django.utils.log import RequireDebugTrue
+
+__all__ = ["log_error", "log_exception", "log_warning", "reaches_nobody"]
 
 _logger: logging.Logger = logging.getLogger("django_tasks_local")
 
@@ -24,3 +27,50 @@ def log_warning(message: str, /, *args: object) -> None:
     """Log a warning."""
     with suppress(Exception):  # as above
         _logger.warning(message, *args)
+
+
+# Tools that watch a program put functions of their own into these places.
+_untouched = tuple(
+    function if getattr(function, "__globals__", None) is vars(logging) else None
+    for function in (
+        logging.Logger._log,
+        logging.Logger.handle,
+        logging.Logger.callHandlers,
+    )
+)
+
+
+def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
+    """Whether what a logger is given at a level, below WARNING, is surely thrown away.
+
+    With Django's default logging it is, as long as DEBUG is off: but only by a filter
+    of the one handler, once a record of it has been made, which takes longer than all
+    else about a small task. Where anything has a part in it that is neither
+    `logging`'s own nor Django's, nothing is sure.
+    """
+    if not logger.isEnabledFor(level):
+        return True
+    kind = type(logger)
+    if (
+        logger.filters
+        or (kind._log, kind.handle, kind.callHandlers) != _untouched
+        or logging.getLogRecordFactory() is not logging.LogRecord
+    ):
+        return False
+    at: logging.Logger | None = logger
+    while at is not None:
+        for handler in at.handlers:
+            if handler.level <= level and not _refuses_everything(handler):
+                return False
+        at = at.parent if at.propagate else None
+    return True
+
+
+def _refuses_everything(handler: logging.Handler) -> bool:
+    kind = type(handler)
+    return (
+        not settings.DEBUG
+        and kind.handle is logging.Handler.handle
+        and kind.filter is logging.Handler.filter
+        and RequireDebugTrue in map(type, handler.filters)
+    )

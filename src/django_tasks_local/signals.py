@@ -24,7 +24,7 @@ from django.tasks.signals import (
 )
 
 from .async_bridge import is_in_trio
-from .logs import log_exception
+from .logs import log_exception, reaches_nobody
 
 __all__ = [
     "asend",
@@ -66,8 +66,9 @@ def is_heard(signal: Signal, /, *, has_failed: bool = False) -> bool:
     """Whether sending makes a difference to anybody: a receiver, or Django's log."""
     if not has_only_djangos_receiver(signal):
         return bool(signal.receivers)
-    level = logging.ERROR if has_failed else _DJANGOS_LEVELS[signal]
-    return _djangos_logger.isEnabledFor(level)
+    if has_failed:
+        return _djangos_logger.isEnabledFor(logging.ERROR)
+    return not reaches_nobody(_djangos_logger, _DJANGOS_LEVELS[signal])
 
 
 def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> None:
