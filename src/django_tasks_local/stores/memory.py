@@ -1,8 +1,8 @@
 """Results in this process's memory, until it ends."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 
 from ..locks import give_way
 from ..options import LocalOptions
@@ -21,9 +21,8 @@ class MemoryStore:
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
-        # Ids of finished records, those that finished first coming first: a dict for
-        # its order. Its values are unused.
-        self._finished: dict[str, None] = {}
+        # Ids of finished records, those that finished first coming first.
+        self._finished: deque[str] = deque()
 
     def add(
         self, records: Sequence[Record], /, *, on_visible: Callable[[], None]
@@ -64,7 +63,7 @@ class MemoryStore:
             return False
         self._records[record.id] = record
         if record.is_finished:
-            self._finished[record.id] = None
+            self._finished.append(record.id)
         return True
 
     def unfinished(self) -> Iterator[Record]:
@@ -85,28 +84,25 @@ class MemoryStore:
         give_way(self._lock)
         with self._lock:  # decides which records are the oldest
             excess = 0 if keep is None else len(self._finished) - keep
-            if excess <= 0 and finished_before is None:
-                return 0
-            doomed: list[str] = []
-            for position, result_id in enumerate(islice(self._finished, limit)):
-                finished_at = self._records[result_id].finished_at
-                is_old = (
-                    finished_before is not None
-                    and finished_at is not None
-                    and finished_at < finished_before
-                )
-                if position >= excess and not is_old:
+            count = 0
+            while self._finished and count != limit:
+                oldest = self._records[self._finished[0]]
+                if count >= excess and not _is_from_before(finished_before, oldest):
                     break
-                doomed.append(result_id)
-            for result_id in doomed:
-                del self._finished[result_id], self._records[result_id]
-            return len(doomed)
+                del self._records[self._finished.popleft()]
+                count += 1
+            return count
 
     def close(self) -> None:
         give_way(self._lock)
         with self._lock:
             self._records.clear()
             self._finished.clear()
+
+
+def _is_from_before(at: Timestamp | None, record: Record) -> bool:
+    finished_at = record.finished_at
+    return at is not None and finished_at is not None and finished_at < at
 
 
 def _already_there(record: Record) -> ValueError:
