@@ -119,6 +119,7 @@ class _ProcessWorker:
         self._name = name
         self._executor = executor
         self._child: Child | None = None
+        self._worker_id = ""
         self._key: ProjectKey | None = None
         self._is_busy = False
         self._has_rested = False
@@ -139,11 +140,12 @@ class _ProcessWorker:
             child = self._ready_child()
         except (_Lost, OSError, EOFError) as err:
             # Nothing ran; the attempt counts, or this would be tried for ever.
-            self._started(call, pid=0 if self._child is None else self._child.pid)
+            self._name_worker(0 if self._child is None else self._child.pid)
+            self._started(call)
             self._drop_child()
             reason = f"No worker process could be started: {err}"
             return lost_outcome(call.record.id, reason)
-        record = self._started(call, pid=child.pid)
+        record = self._started(call)
         began = time.monotonic()
         self._watches.begin(record.id)
         try:
@@ -156,11 +158,12 @@ class _ProcessWorker:
         finally:
             self._watches.clear()
 
-    def _started(self, call: Call, *, pid: int) -> Record:
+    def _name_worker(self, pid: int) -> None:
+        self._worker_id = f"{host_name()}:{pid}:{self._name}"
+
+    def _started(self, call: Call) -> Record:
         return self._host.started(
-            call.record.id,
-            worker_id=f"{host_name()}:{pid}:{self._name}",
-            at=time.time(),
+            call.record.id, worker_id=self._worker_id, at=time.time()
         )
 
     def _ready_child(self) -> Child:
@@ -184,6 +187,7 @@ class _ProcessWorker:
         if isinstance(message, BootFailed):
             raise _Lost(f"it could not see the project.\n{message.traceback}")
         assert isinstance(message, Ready)  # the first thing that a child sends
+        self._name_worker(child.pid)
         return child
 
     def _receive(self, child: Child) -> bytes:

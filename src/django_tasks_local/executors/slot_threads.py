@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Protocol
 
 from ..locks import give_way
@@ -114,13 +114,11 @@ class SlotThreads:
                 worker.tidy()
                 # Nothing of a call is held while the next is waited for.
                 del item, call, future
-                try:
-                    item = inbox.get_nowait()
-                except Empty:
+                if inbox.empty():
                     worker.rest()
                     if slot >= self._permanent and self._retire(slot, inbox):
                         return
-                    item = inbox.get()
+                item = inbox.get()
         finally:
             worker.close()
             with self._lock:
