@@ -31,6 +31,14 @@ from . import tasks
 not_callable = 3
 
 
+def takes_too_much(options: object, extra: object) -> None:
+    pass
+
+
+class Choosy(MemoryStore):
+    option_names = ("PATH", "MODE")
+
+
 def parse(
     params: Mapping[Any, Any], *, alias: str = "mail"
 ) -> LocalOptions | list[Finding]:
@@ -205,13 +213,45 @@ WRONG = [
         )
         for executor in (ThreadPoolExecutor, ProcessPoolExecutor)
     ],
+    *[
+        pytest.param(
+            {"OPTIONS": {key: factory}},
+            "E005",
+            f"{AT}['{key}'] must be {accepted}, got {factory!r}, which cannot be "
+            f"called with (options, {keyword}=…).",
+            None,
+            id=f"{key}-{factory.__name__}",
+        )
+        for key, accepted, keyword, factory in (
+            ("STORE", A_STORE, "alias", dict.fromkeys),
+            ("STORE", A_STORE, "alias", takes_too_much),
+            ("STORE", A_STORE, "alias", ThreadExecutor),
+            ("EXECUTOR", AN_EXECUTOR, "host", takes_too_much),
+            ("EXECUTOR", AN_EXECUTOR, "host", MemoryStore),
+        )
+    ],
+    *[
+        pytest.param(
+            {"OPTIONS": {**options, key: {"PATH": "x"}}},
+            "E002",
+            f"{AT}['{key}']['PATH'] is not an option of {name}.",
+            "It takes none.",
+            id=f"{key} of {options}",
+        )
+        for options, key, name in (
+            ({}, "STORE_OPTIONS", "MemoryStore"),
+            ({"STORE": "memory"}, "STORE_OPTIONS", "MemoryStore"),
+            ({"STORE": MemoryStore}, "STORE_OPTIONS", "MemoryStore"),
+            ({}, "EXECUTOR_OPTIONS", "ThreadExecutor"),
+            ({"EXECUTOR": ProcessExecutor}, "EXECUTOR_OPTIONS", "ProcessExecutor"),
+        )
+    ],
     pytest.param(
-        {"OPTIONS": {"STORE_OPTIONS": {"path": "x"}}},
-        "E003",
-        f"{AT}['STORE_OPTIONS'] must be empty for the memory store, which takes none, "
-        "got {'path': 'x'}.",
-        None,
-        id="STORE_OPTIONS of the memory store",
+        {"OPTIONS": {"STORE": Choosy, "STORE_OPTIONS": {"PAHT": "x", "MODE": 1}}},
+        "E002",
+        f"{AT}['STORE_OPTIONS']['PAHT'] is not an option of Choosy.",
+        "Did you mean 'PATH'?",
+        id="typo in STORE_OPTIONS",
     ),
 ]
 each_wrong_setting = pytest.mark.parametrize("params, code, message, hint", WRONG)
@@ -332,7 +372,7 @@ RIGHT_OPTIONS = st.fixed_dictionaries(
         "MAX_PENDING": st.none() | st.integers(1),
         "SHUTDOWN_TIMEOUT": st.integers(0, 10**6) | st.floats(0, 1e6),
         "EXECUTOR": st.sampled_from([ThreadExecutor, ProcessExecutor]),
-        "EXECUTOR_OPTIONS": st.dictionaries(st.text(), ANYTHING, max_size=2),
+        "STORE_OPTIONS": st.fixed_dictionaries({}, optional={"PATH": ANYTHING}),
     },
 )
 
@@ -341,16 +381,16 @@ class TestRightSettings:
     @settings(deadline=None)
     @given(RIGHT_OPTIONS)
     def test_options_are_taken_as_given(self, options: dict[str, Any]) -> None:
-        parsed = parse_right(options)
+        parsed = parse_right({"STORE": Choosy, **options})
 
         assert parsed.max_workers == options.get("MAX_WORKERS", 10)
         assert parsed.max_results == options.get("MAX_RESULTS", 1000)
         assert parsed.max_pending == options.get("MAX_PENDING")
         assert parsed.shutdown_timeout_s == options.get("SHUTDOWN_TIMEOUT", 30.0)
         assert parsed.executor is options.get("EXECUTOR", ThreadExecutor)
-        assert parsed.executor_options == options.get("EXECUTOR_OPTIONS", {})
-        assert parsed.store is MemoryStore
-        assert parsed.store_options == {}
+        assert parsed.store is Choosy
+        assert parsed.store_options == options.get("STORE_OPTIONS", {})
+        assert parsed.executor_options == {}
 
     @pytest.mark.parametrize(
         "store",

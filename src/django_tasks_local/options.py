@@ -4,6 +4,7 @@ Pure validation: nothing here raises over a setting, and nothing is started. Wha
 wrong becomes a `Finding`, which `manage.py check` shows and an enqueue raises.
 """
 
+import inspect
 import math
 import os
 import sys
@@ -205,6 +206,10 @@ _KEYS: Mapping[str, _Key] = {
 }
 
 
+# What a factory is called with, besides the options.
+_KEYWORDS = {"STORE": "alias", "EXECUTOR": "host"}
+
+
 def parse_queues(params: Mapping[str, Any], /) -> list[str] | None:
     """The names under ``QUEUES``.
 
@@ -244,15 +249,11 @@ def parse_options(
         return findings
     store = _import(alias, "STORE", given.get("STORE", "memory"))
     executor = _import(alias, "EXECUTOR", given.get("EXECUTOR", default_executor))
-    if given.get("STORE", "memory") == "memory" and given.get("STORE_OPTIONS"):
-        findings.append(
-            Finding(
-                _WRONG_VALUE,
-                f"TASKS[{alias!r}]['OPTIONS']['STORE_OPTIONS'] must be empty for the "
-                f"memory store, which takes none, got {given['STORE_OPTIONS']!r}.",
-            )
-        )
-    findings += [found for found in (store, executor) if isinstance(found, Finding)]
+    for key, factory in (("STORE", store), ("EXECUTOR", executor)):
+        if isinstance(factory, Finding):
+            findings.append(factory)
+        else:
+            findings += _find_unknown_names(alias, f"{key}_OPTIONS", given, factory)
     if findings:
         return findings
     return LocalOptions(
@@ -310,6 +311,26 @@ def _find_wrong_options(
             )
 
 
+def _find_unknown_names(
+    alias: str, key: str, given: Mapping[object, Any], factory: object
+) -> Iterator[Finding]:
+    """What a factory is given that it says it does not take; most do not say."""
+    known: Sequence[str] | None = getattr(factory, "option_names", None)
+    if known is not None:
+        for name in given.get(key, _NO_OPTIONS):
+            if name not in known:
+                yield Finding(
+                    _UNKNOWN_KEY,
+                    f"TASKS[{alias!r}]['OPTIONS'][{key!r}][{name!r}] is not an option "
+                    f"of {_name(factory)}.",
+                    _nearest(name, known) if known else "It takes none.",
+                )
+
+
+def _name(factory: object) -> str:
+    return getattr(factory, "__name__", repr(factory))
+
+
 def _nearest(key: str, known: Mapping[str, object] | Sequence[str]) -> str:
     close = get_close_matches(key.upper(), known, n=1)
     if close:
@@ -339,7 +360,26 @@ def _import(alias: str, key: str, value: Any) -> Any:
             if _is_plain_executor(factory)
             else None,
         )
+    keyword = _KEYWORDS[key]
+    if not _can_be_called(factory, keyword):
+        return Finding(
+            _NOT_A_FACTORY,
+            f"{where} must be {_KEYS[key].accepted}, got {factory!r}, which cannot be "
+            f"called with (options, {keyword}=…).",
+        )
     return factory
+
+
+def _can_be_called(factory: Callable[..., object], keyword: str) -> bool:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # not everything has one
+        return True
+    try:
+        signature.bind(None, **{keyword: None})
+    except TypeError:
+        return False
+    return True
 
 
 def _is_plain_executor(factory: object) -> bool:

@@ -40,6 +40,7 @@ class SlotLender(Protocol):
     def lend_slot(self, result_id: str, /) -> None:
         """The running task waits for another: something else may run meanwhile.
 
+        What does, runs in a slot of its own, beyond `max_workers` if need be.
         May be called again before `reclaim_slot`; as many of each belong together.
         A task that is no longer running has no slot to lend: nothing happens.
         """
@@ -94,7 +95,11 @@ class WorkerHost(SlotLender, Protocol):
 
 
 class TaskExecutor(Protocol):
-    """Runs calls, each on the slot that it names."""
+    """Runs calls, each on the slot that it names.
+
+    All slots may be in use at once, those beyond `max_workers` included, which exist
+    while tasks wait for tasks: none of them may wait for another to become free.
+    """
 
     def submit(self, call: Call, /) -> Future[Outcome]:
         """Begin a call, soon.
@@ -119,7 +124,9 @@ class TaskExecutor(Protocol):
 class ExecutorFactory(Protocol):
     """Makes the executor of an alias, at its first enqueue in a process.
 
-    Should start nothing by itself: a worker is due when its slot is first used.
+    Should start nothing by itself: a worker is due when its slot is first used. May
+    have an attribute `option_names`, a sequence of strings: then any other name in
+    ``EXECUTOR_OPTIONS`` is an error of the settings.
     """
 
     def __call__(self, options: "LocalOptions", /, *, host: WorkerHost) -> TaskExecutor:
@@ -144,8 +151,10 @@ class ResultStore(Protocol):
         """Keep new records, all or none.
 
         Calls `on_visible` once others can see them: before it returns, or, for a
-        store that joins a transaction, when that commits; after a rollback never.
-        Raises ValueError when one of the ids is there already.
+        store that joins a transaction, when that commits; after a rollback never. It
+        may use the store. What it raises, the user's Ctrl-C among it, is let through,
+        and the records stay. Raises ValueError when one of the ids is there already,
+        or twice among these.
         """
         ...
 
@@ -186,7 +195,11 @@ class ResultStore(Protocol):
 
 
 class ResultStoreFactory(Protocol):
-    """Makes the store of an alias, at its first use in a process."""
+    """Makes the store of an alias, at its first use in a process.
+
+    May have an attribute `option_names`, as an `ExecutorFactory`, for
+    ``STORE_OPTIONS``.
+    """
 
     def __call__(self, options: "LocalOptions", /, *, alias: str) -> ResultStore:
         """`options` are the alias's checked settings."""

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -58,6 +58,8 @@ class ProcessExecutor:
     longer sees the project as it is. Raises ImproperlyConfigured on a system without
     fork.
     """
+
+    option_names: Sequence[str] = ()
 
     def __init__(self, options: LocalOptions, /, *, host: WorkerHost) -> None:
         if not hasattr(os, "fork"):

@@ -1,6 +1,7 @@
 """Tasks on threads of this process."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 
@@ -16,6 +17,8 @@ __all__ = ["ThreadExecutor"]
 
 class ThreadExecutor:
     """Runs each call on a thread, in the enqueuer's context. An `ExecutorFactory`."""
+
+    option_names: Sequence[str] = ()
 
     def __init__(self, options: LocalOptions, /, *, host: WorkerHost) -> None:
         self._host = host

@@ -14,6 +14,7 @@ __all__ = ["MemoryStore"]
 class MemoryStore:
     """The default store: this process only, nothing to set up, nothing to wait for."""
 
+    option_names: Sequence[str] = ()
     is_shared = False
     is_durable = False
     may_block = False
@@ -39,11 +40,12 @@ class MemoryStore:
             return
         give_way(self._lock)
         with self._lock:  # decides whether all of the ids are new
+            added: dict[str, Record] = {}
             for record in records:
-                if record.id in self._records:
+                if record.id in self._records or record.id in added:
                     raise _already_there(record)
-            for record in records:
-                self._records[record.id] = record
+                added[record.id] = record
+            self._records.update(added)
         on_visible()
 
     def get(self, ids: Iterable[str], /) -> Mapping[str, Record]:

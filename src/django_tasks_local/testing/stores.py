@@ -131,6 +131,22 @@ class ResultStoreContract:
 
             assert seen == [set(ids)]
 
+    def test_what_on_visible_raises_comes_out_and_the_records_stay(self) -> None:
+        record = _ready(1)
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        with self._store() as store:
+            try:
+                store.add([record], on_visible=interrupt)
+            except KeyboardInterrupt:
+                pass
+            else:
+                raise AssertionError("what on_visible raised did not come out")
+
+            assert set(store.get([record.id])) == {record.id}
+
     def test_on_visible_may_use_the_store(self) -> None:
         record = _ready(1)
         began = _running(record)
@@ -165,6 +181,13 @@ class ResultStoreContract:
 
             assert set(store.get([kept.id, first.id, last.id])) == {kept.id}
             assert [record.id for record in store.unfinished()] == [kept.id]
+
+    def test_id_may_not_come_twice(self) -> None:
+        record, other = _ready(1), _ready(2)
+        with self._store() as store:
+            self._assert_refused(store, [record, other, record])
+
+            assert not store.get([record.id, other.id])
 
     def _assert_refused(self, store: ResultStore, records: Sequence[Record]) -> None:
         calls: list[str] = []
