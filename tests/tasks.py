@@ -13,6 +13,7 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.tasks import task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils import timezone
 
@@ -63,6 +64,16 @@ def describe_context(context: LocalTaskContext, port: int | None = None) -> list
         pass_gate(port)
     result = context.task_result
     return [type(context).__name__, context.attempt, result.id, result.status.value]
+
+
+@task(takes_context=True)
+def refresh_after(context: LocalTaskContext, port: int) -> list[str]:
+    """What the task's own result, and one looked up, say once the gate is passed."""
+    pass_gate(port)
+    result = context.task_result
+    result.refresh()
+    found = task_backends[result.backend].get_result(result.id)
+    return [result.status.value, found.status.value]
 
 
 @task

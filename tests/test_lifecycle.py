@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from django.tasks import TaskResultStatus
+from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 from django_tasks_local.state import get_executor_state, shutdown_executor
@@ -15,7 +15,7 @@ from django_tasks_local.state import get_executor_state, shutdown_executor
 from .conftest import Configure, RunScript, script_environ, write_files
 from .gates import LONG_S, Gate
 from .leftovers import descendants, is_gone, wait_until_gone
-from .tasks import add, hold, own_pid
+from .tasks import add, hold, own_pid, refresh_after
 
 HEAD = """
     import os, sys, threading
@@ -88,6 +88,24 @@ class TestOverrides:
         gate.open()
         assert old.wait(LONG_S) == "old"
         assert [handle.wait(LONG_S) for handle in waiting] == list(range(9))
+
+    def test_tasks_from_before_them_find_their_own_results(
+        self, alias: str, configure: Configure, gate: Gate
+    ) -> None:
+        handle = refresh_after.using(backend=alias).enqueue(gate.port)
+        visitor = gate.next_visitor()
+        configure(alias, MAX_WORKERS=1)
+        visitor.let_go()
+        assert handle.wait(LONG_S) == ["RUNNING", "RUNNING"]
+
+    def test_backends_from_before_them_take_the_new_settings(
+        self, alias: str, configure: Configure
+    ) -> None:
+        before = task_backends[alias]
+        configure(alias, MAX_WORKERS=1, MAX_PENDING=5)
+        result = before.enqueue(add, [1, 2], {})
+        assert get_executor_state(alias).options.max_pending == 5
+        assert add.using(backend=alias).get_result(result.id).wait(LONG_S) == 3
 
     def test_leave_nothing_behind(self, run_script: RunScript) -> None:
         done = run_script(

@@ -6,12 +6,13 @@ from typing import Any, ClassVar, override
 import anyio.to_thread
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
+from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import DEFAULT_TASK_QUEUE_NAME, Task
 
 from .async_bridge import is_in_trio
 from .checks import as_check_messages, as_exception
-from .context import current_result_id, parent_link
+from .context import current_result_id, is_running, parent_link
 from .dispatcher import Retired
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -26,7 +27,13 @@ from .options import (
 from .protocols import ExecutorFactory, ParentLink
 from .records import EnqueueRequest, GetRequest
 from .results import LocalTaskResult, handle_of
-from .state import ExecutorState, open_state, shutdown_executor
+from .state import (
+    ExecutorState,
+    find_unfinished,
+    open_state,
+    settings_generation,
+    shutdown_executor,
+)
 from .tasks import LocalTask, task_spec
 
 __all__ = [
@@ -67,6 +74,7 @@ class FuturesBackend(BaseTaskBackend):
         self._params = params
         self._parsed: LocalOptions | list[Finding] | None = None
         self._state: ExecutorState | None = None
+        self._generation = settings_generation()
 
     @classmethod
     def default_max_workers(cls) -> int:
@@ -81,16 +89,21 @@ class FuturesBackend(BaseTaskBackend):
         """
         state = self._state
         if state is None or state.is_retired:
-            options = self._parse()
-            if isinstance(options, list):
-                raise as_exception(options)
-            state = self._state = open_state(
-                self.alias,
-                lambda: ExecutorState(
-                    alias=self.alias, sender=type(self), options=options
-                ),
-            )
+            state = self._state = self._open_state()
         return state
+
+    def _open_state(self) -> ExecutorState:
+        if self._generation != settings_generation() and self.alias in task_backends:
+            current = task_backends[self.alias]  # the settings in force win
+            if isinstance(current, FuturesBackend) and current is not self:
+                return current.state
+        options = self._parse()
+        if isinstance(options, list):
+            raise as_exception(options)
+        return open_state(
+            self.alias,
+            lambda: ExecutorState(alias=self.alias, sender=type(self), options=options),
+        )
 
     @override
     def enqueue[**P, R](  # type: ignore[override]  # see `results._TaskResult`
@@ -141,10 +154,13 @@ class FuturesBackend(BaseTaskBackend):
     def get_result(self, result_id: str) -> LocalTaskResult[Any]:
         """The handle of a result, by id. Raises TaskResultDoesNotExist."""
         link = parent_link()
-        if link is None:
-            return self.state.get_result(result_id)
-        record = link.request(GetRequest(self.alias, result_id))
-        return handle_of(record)
+        if link is not None:
+            return handle_of(link.request(GetRequest(self.alias, result_id)))
+        if is_running(self.alias):  # perhaps since before the settings changed
+            unfinished = find_unfinished(self.alias, result_id)
+            if unfinished is not None:
+                return unfinished
+        return self.state.get_result(result_id)
 
     @override
     async def aget_result(self, result_id: str) -> LocalTaskResult[Any]:

@@ -41,7 +41,14 @@ from .signals import (
 )
 from .task_registry import find_task, remember_task
 
-__all__ = ["ExecutorState", "get_executor_state", "open_state", "shutdown_executor"]
+__all__ = [
+    "ExecutorState",
+    "find_unfinished",
+    "get_executor_state",
+    "open_state",
+    "settings_generation",
+    "shutdown_executor",
+]
 
 
 _END_S = 1.0  # for threads that have nothing left to do
@@ -215,6 +222,17 @@ def open_state(alias: str, make: Callable[[], ExecutorState], /) -> ExecutorStat
     return state
 
 
+def find_unfinished(alias: str, result_id: str, /) -> LocalTaskResult[Any] | None:
+    """The handle of what waits or runs in this process.
+
+    A task that began before the settings changed finds what was enqueued then.
+    """
+    for state in _all_states():
+        if state.alias == alias and state.job(result_id) is not None:
+            return state.get_result(result_id)
+    return None
+
+
 def _alias_of(name: str) -> str:
     """2.0 named states "tasks-<alias>"."""
     if name in _states or name in settings.TASKS:
@@ -344,10 +362,9 @@ def _enqueue_for_child(request: EnqueueRequest) -> Record:
 
 
 def _get_for_child(request: GetRequest) -> LocalTaskResult[Any]:
-    # A task that began before the settings changed finds what it enqueued then.
-    for state in _all_states():
-        if state.alias == request.alias and state.job(request.result_id) is not None:
-            return state.get_result(request.result_id)
+    unfinished = find_unfinished(request.alias, request.result_id)
+    if unfinished is not None:
+        return unfinished
     state = _states.get(request.alias) or _state_of(request.alias)
     return state.get_result(request.result_id)
 
@@ -363,10 +380,19 @@ def _find_job(alias: str, result_id: str) -> Job | None:
 
 # When the settings change.
 
+_generation = 0
+
+
+def settings_generation() -> int:
+    """How often the ``TASKS`` setting has changed."""
+    return _generation
+
 
 def _retire_all(*, setting: str, **_: object) -> None:
+    global _generation
     if setting == "TASKS":
         with _lock:
+            _generation += 1
             states = list(_states.values())
             _states.clear()
             _retired.update(states)
