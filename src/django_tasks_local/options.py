@@ -174,6 +174,9 @@ def _is_duration(value: object) -> bool:
     )
 
 
+# The casts here say what `isinstance` cannot: nothing is known of a user's items yet.
+
+
 def _is_options(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(key, str) for key in cast("Mapping[object, object]", value)

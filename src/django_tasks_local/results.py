@@ -197,6 +197,7 @@ class LocalTaskResult[R](_TaskResult[R]):
     def _adopt(self, found: "TaskResult[..., Any]") -> None:
         self._see(record_of(found))
         if isinstance(found, LocalTaskResult):
+            # As in `__eq__`.
             _set_waitable(self, cast("LocalTaskResult[R]", found)._waitable)
 
     def _see(self, record: Record) -> None:
@@ -331,6 +332,7 @@ def to_handle[R](result: "TaskResult[..., R]", /) -> LocalTaskResult[R]:
 def record_of(result: "TaskResult[..., Any]", /) -> Record:
     """What any backend's result holds, as a record."""
     if isinstance(result, LocalTaskResult):
+        # As in `__eq__`.
         return cast("LocalTaskResult[object]", result).record
     is_successful = result.status == result.status.SUCCESSFUL
     return Record(

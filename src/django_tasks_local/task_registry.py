@@ -62,7 +62,7 @@ def find_task(
             "queue_name": spec.queue_name,
             "backend": spec.backend,
         }
-        if isinstance(found, Task):
+        if isinstance(found, Task):  # of whatever parameters
             task = _replace(cast("Task[..., Any]", found), **options)
         elif callable(found):  # a task of another name was made of it
             task = task_backends[spec.backend].task_class(
@@ -91,7 +91,7 @@ def find_function(spec: TaskSpec, /) -> Callable[..., Any]:
     function = _functions.get(spec.path)
     if function is None:
         found = resolve_name(spec.path)
-        function = (
+        function = (  # of whatever parameters, again
             cast("Task[..., Any]", found).func if isinstance(found, Task) else found
         )
         if not callable(function):

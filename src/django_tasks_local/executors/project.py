@@ -87,6 +87,7 @@ def take_project() -> Project:
     deleted: set[str] = set()
     for layer in reversed(layers):
         overrides.update(_values(layer))
+        # The stubs leave it out.
         deleted |= cast("set[str]", layer.__dict__["_deleted"])
         deleted -= overrides.keys() & _values(layer).keys()
     return Project(
