@@ -73,7 +73,7 @@ MEASUREMENTS = (
         contenders=("3", "2.0"),
         arguments={"depths": _DEPTHS, "samples": 3_000},
         quick={"depths": _DEPTHS[:-1], "samples": 2_000},
-        repeats=2,
+        repeats=3,
         quick_repeats=1,
     ),
     _throughput("threads-2", 15_000),
@@ -109,8 +109,9 @@ MEASUREMENTS = (
         name="cpu",
         program="cpu",
         contenders=("3", "bare"),
-        arguments={"count": 100},
-        quick={"count": 40},
+        arguments={"count": 40},
+        repeats=11,
+        quick_repeats=4,
     ),
     *(
         Measurement(
