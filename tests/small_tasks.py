@@ -1,5 +1,6 @@
 """Tasks of the small project, to be imported once it is configured."""
 
+import logging
 import os
 import threading
 
@@ -22,6 +23,11 @@ def hold(port: int, name: str) -> str:
 @task
 def hold_for_ever() -> None:
     threading.Event().wait()
+
+
+@task
+def log(message: str) -> None:
+    logging.getLogger("small").info(message)
 
 
 @task

@@ -207,6 +207,13 @@ def kill_self(number: int) -> None:
 
 
 @task
+def fill_memory(mebibytes: int) -> int:
+    """Take so much memory for a moment; says which process did."""
+    assert bytearray(b"x") * (mebibytes * 2**20)
+    return os.getpid()
+
+
+@task
 def exit_process(code: int) -> None:
     os._exit(code)
 
@@ -411,6 +418,11 @@ def see_colour() -> str:
     seen = colour.get()
     colour.set("the task's")
     return seen
+
+
+@task
+def enqueue_see_colour(alias: str) -> str:
+    return see_colour.using(backend=alias).enqueue().wait(LONG_S)
 
 
 @task

@@ -11,7 +11,7 @@ import pytest
 import django_tasks_local
 from django_tasks_local import options
 from django_tasks_local.executors.threads import ThreadExecutor
-from django_tasks_local.options import PoolOptions, parse_options
+from django_tasks_local.options import PoolOptions, ProcessPoolOptions, parse_options
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -112,8 +112,12 @@ def test_index_names_all_that_is_public() -> None:
 
 
 def test_settings_names_all_options() -> None:
-    keys = [row[0].strip("`") for row in rows("settings.md", "OPTIONS")]
-    assert keys == list(PoolOptions.__annotations__)
+    for heading, kind, others in (
+        ("OPTIONS", PoolOptions, ()),
+        ("OPTIONS of processes", ProcessPoolOptions, PoolOptions.__annotations__),
+    ):
+        keys = [row[0].strip("`") for row in rows("settings.md", heading)]
+        assert keys == [key for key in kind.__annotations__ if key not in others]
 
 
 ERRORS = [

@@ -51,6 +51,19 @@ def parse(
     )
 
 
+def parse_for_processes(
+    options: Mapping[Any, Any],
+) -> LocalOptions | list[Finding]:
+    return parse_options(
+        "mail",
+        {"OPTIONS": options},
+        backend_name="ProcessPoolBackend",
+        default_max_workers=4,
+        default_executor=ProcessExecutor,
+        has_processes=True,
+    )
+
+
 def parse_right(options: Mapping[str, Any]) -> LocalOptions:
     parsed = parse({"OPTIONS": options})
     assert isinstance(parsed, LocalOptions), parsed
@@ -375,6 +388,79 @@ RIGHT_OPTIONS = st.fixed_dictionaries(
         "STORE_OPTIONS": st.fixed_dictionaries({}, optional={"PATH": ANYTHING}),
     },
 )
+
+
+OF_PROCESSES: dict[str, tuple[str, list[Any]]] = {
+    "MAX_TASKS_PER_CHILD": ("an integer of at least 1, or None", [0, 1.5, "10", True]),
+    "MAX_MEMORY_PER_CHILD_MB": (
+        "a number of MiB above 0, or None",
+        [0, -1, "500", True, float("inf"), float("nan")],
+    ),
+    "IDLE_TIMEOUT": (
+        "a number of seconds, 0 or more, or None",
+        [-1, "60", False, float("inf")],
+    ),
+    "CONTEXT": (
+        "a list of dotted paths of ContextVar objects",
+        ["tests.tasks.colour", ["colour"], [3], None, {"tests.tasks.colour"}],
+    ),
+}
+
+
+class TestOptionsOfProcesses:
+    @pytest.mark.parametrize(
+        "key, accepted, value",
+        [
+            pytest.param(key, accepted, value, id=f"{key}-{value}")
+            for key, (accepted, values) in OF_PROCESSES.items()
+            for value in values
+        ],
+    )
+    def test_wrong_ones_are_said(self, key: str, accepted: str, value: object) -> None:
+        message = f"{AT}['{key}'] must be {accepted}, got {value!r}."
+        assert parse_for_processes({key: value}) == [
+            Finding("django_tasks_local.E003", message)
+        ]
+
+    @pytest.mark.parametrize("key", OF_PROCESSES)
+    def test_threads_have_none(self, key: str) -> None:
+        message = f"{AT}['{key}'] is not an option of ThreadPoolBackend."
+        hint = "Worker processes have it: ProcessPoolBackend takes it."
+        assert parse({"OPTIONS": {key: 1}}) == [
+            Finding("django_tasks_local.E002", message, hint)
+        ]
+
+    def test_variables_that_cannot_be_found_are_said(self) -> None:
+        paths = ["nowhere.variable", "tests.tasks.nothing", "tests.tasks.add"]
+        findings = parse_for_processes({"CONTEXT": paths})
+        assert isinstance(findings, list)
+        assert [finding.id[-4:] for finding in findings] == ["E004", "E004", "E003"]
+        for path, finding in zip(paths, findings, strict=True):
+            assert f"{AT}['CONTEXT'] names {path!r}, which " in finding.message
+
+    def test_right_ones_are_taken_as_given(self) -> None:
+        parsed = parse_for_processes(
+            {
+                "MAX_TASKS_PER_CHILD": 5,
+                "MAX_MEMORY_PER_CHILD_MB": 0.5,
+                "IDLE_TIMEOUT": None,
+                "CONTEXT": ("tests.tasks.colour",),
+            }
+        )
+        assert isinstance(parsed, LocalOptions)
+        assert parsed.max_tasks_per_child == 5
+        assert parsed.max_memory_per_child_mb == 0.5
+        assert parsed.idle_timeout_s is None
+        assert parsed.context_vars == {"tests.tasks.colour": tasks.colour}
+
+    def test_processes_end_after_a_minute_without_work_by_default(self) -> None:
+        parsed = parse_for_processes({})
+        assert isinstance(parsed, LocalOptions)
+        assert parsed.idle_timeout_s == 60.0
+        assert parsed.max_tasks_per_child is None
+        assert parsed.max_memory_per_child_mb is None
+        assert parsed.context_vars == {}
+        assert parse_right({}).idle_timeout_s is None
 
 
 class TestRightSettings:

@@ -22,12 +22,13 @@ Importing the package starts nothing and imports no model. How a task goes::
 """
 
 from .backend import ProcessPoolBackend, ThreadPoolBackend
-from .context import LocalTaskContext, current_result_id
+from .context import LocalTaskContext, ResultIdFilter, current_result_id
 from .errors import QueueFull, TaskFailed, WorkerLost
 from .options import (
     DjangoBackendSetting,
     OtherBackendSetting,
     PoolOptions,
+    ProcessPoolOptions,
     ProcessPoolSetting,
     TasksSetting,
     ThreadPoolSetting,
@@ -43,8 +44,10 @@ __all__ = [
     "OtherBackendSetting",
     "PoolOptions",
     "ProcessPoolBackend",
+    "ProcessPoolOptions",
     "ProcessPoolSetting",
     "QueueFull",
+    "ResultIdFilter",
     "TaskFailed",
     "TasksSetting",
     "ThreadPoolBackend",

@@ -57,6 +57,8 @@ class FuturesBackend(BaseTaskBackend):
     supports_get_result: bool = True
     supports_priority: bool = True
 
+    has_processes: ClassVar[bool] = False
+    """The options of worker processes (`ProcessPoolOptions`) are among its own."""
     default_executor: ClassVar[ExecutorFactory]
     """What runs the tasks where ``OPTIONS["EXECUTOR"]`` names nothing else."""
 
@@ -187,6 +189,7 @@ class FuturesBackend(BaseTaskBackend):
                 backend_name=type(self).__name__,
                 default_max_workers=self.default_max_workers(),
                 default_executor=self.default_executor,
+                has_processes=self.has_processes,
             )
         return self._parsed
 
@@ -242,6 +245,7 @@ class ProcessPoolBackend(FuturesBackend):
     Needs a POSIX system.
     """
 
+    has_processes: ClassVar[bool] = True
     default_executor: ClassVar[ExecutorFactory] = ProcessExecutor
 
     @override

@@ -1,9 +1,10 @@
 """What a task sees: its result's id, its context, and the slot it runs on."""
 
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from django.tasks.base import TaskContext
 
@@ -20,6 +21,7 @@ else:
 
 __all__ = [
     "LocalTaskContext",
+    "ResultIdFilter",
     "RunningTask",
     "current_result_id",
     "enter_task",
@@ -42,6 +44,19 @@ class LocalTaskContext(_TaskContext):
     """
 
     __slots__ = ()
+
+
+class ResultIdFilter(logging.Filter):
+    """Gives each log record a `result_id`: the running task's, or an empty string.
+
+    For ``LOGGING``, on the handlers whose formatters name it.
+    """
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every record through."""
+        vars(record)["result_id"] = current_result_id.get("")
+        return True
 
 
 class RunningTask(NamedTuple):

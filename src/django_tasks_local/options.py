@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
@@ -27,6 +28,7 @@ __all__ = [
     "LocalOptions",
     "OtherBackendSetting",
     "PoolOptions",
+    "ProcessPoolOptions",
     "ProcessPoolSetting",
     "TasksSetting",
     "ThreadPoolSetting",
@@ -57,6 +59,19 @@ class PoolOptions(TypedDict, total=False):
     """What an executor of your own takes ({})."""
 
 
+class ProcessPoolOptions(PoolOptions, total=False):
+    """The ``OPTIONS`` of a process backend. All may be left out."""
+
+    MAX_TASKS_PER_CHILD: int | None
+    """After how many tasks a worker process is replaced, None for never (None)."""
+    MAX_MEMORY_PER_CHILD_MB: float | None
+    """After the task during which it had more than so many MiB in memory (None)."""
+    IDLE_TIMEOUT: float | None
+    """After how many seconds without work it ends, None for never (60.0)."""
+    CONTEXT: Sequence[str]
+    """Dotted paths of the `ContextVar` objects whose values tasks see as well ([])."""
+
+
 class ThreadPoolSetting(TypedDict):
     """An alias that runs tasks on threads."""
 
@@ -76,7 +91,7 @@ class ProcessPoolSetting(TypedDict):
         "django_tasks_local.backend.ProcessPoolBackend",
     ]
     QUEUES: NotRequired[Sequence[str]]
-    OPTIONS: NotRequired[PoolOptions]
+    OPTIONS: NotRequired[ProcessPoolOptions]
 
 
 class DjangoBackendSetting(TypedDict):
@@ -124,6 +139,16 @@ class LocalOptions:
     store_options: Mapping[str, object]
     executor: ExecutorFactory
     executor_options: Mapping[str, object]
+    max_tasks_per_child: int | None = None
+    """After how many tasks a worker process is replaced; None: never."""
+    max_memory_per_child_mb: float | None = None
+    """The MiB of resident memory that it may have had at most; None: any."""
+    idle_timeout_s: float | None = None
+    """Seconds without work after which it ends; None: never."""
+    context_vars: Mapping[str, ContextVar[Any]] = field(
+        default_factory=dict[str, ContextVar[Any]]
+    )
+    """What of the enqueuer's context goes along, by dotted path."""
 
 
 class Finding(NamedTuple):
@@ -177,6 +202,21 @@ def _is_duration(value: object) -> bool:
 # The casts here say what `isinstance` cannot: nothing is known of a user's items yet.
 
 
+def _is_over_zero(value: object) -> bool:
+    return value is None or (_is_duration(value) and value != 0)
+
+
+def _is_duration_or_none(value: object) -> bool:
+    return value is None or _is_duration(value)
+
+
+def _is_paths(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(path, str) and "." in path
+        for path in cast("Sequence[object]", value)
+    )
+
+
 def _is_options(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(key, str) for key in cast("Mapping[object, object]", value)
@@ -207,6 +247,18 @@ _KEYS: Mapping[str, _Key] = {
     "EXECUTOR": _Key("an ExecutorFactory or its dotted path", _is_factory),
     "EXECUTOR_OPTIONS": _Key("a dict with strings for keys", _is_options),
 }
+_PROCESS_KEYS: Mapping[str, _Key] = {
+    "MAX_TASKS_PER_CHILD": _Key(
+        "an integer of at least 1, or None",
+        partial(_is_whole, at_least=1, or_none=True),
+    ),
+    "MAX_MEMORY_PER_CHILD_MB": _Key("a number of MiB above 0, or None", _is_over_zero),
+    "IDLE_TIMEOUT": _Key(
+        "a number of seconds, 0 or more, or None", _is_duration_or_none
+    ),
+    "CONTEXT": _Key("a list of dotted paths of ContextVar objects", _is_paths),
+}
+_ALL_KEYS: Mapping[str, _Key] = {**_KEYS, **_PROCESS_KEYS}
 
 
 # What a factory is called with, besides the options.
@@ -234,8 +286,12 @@ def parse_options(
     backend_name: str,
     default_max_workers: int,
     default_executor: ExecutorFactory,
+    has_processes: bool = False,
 ) -> LocalOptions | list[Finding]:
-    """The options of ``TASKS[alias]``, or all that is wrong with them."""
+    """The options of ``TASKS[alias]``, or all that is wrong with them.
+
+    `has_processes`: the options of worker processes are among those that it may have.
+    """
     findings = list(_find_wrong_keys(alias, params))
     raw = params.get("OPTIONS", {})
     if not isinstance(raw, Mapping):
@@ -247,7 +303,8 @@ def parse_options(
         )
         return findings
     given = cast("Mapping[object, Any]", raw)
-    findings += _find_wrong_options(alias, given, backend_name)
+    known = _ALL_KEYS if has_processes else _KEYS
+    findings += _find_wrong_options(alias, given, backend_name, known)
     if findings:
         return findings
     store = _import(alias, "STORE", given.get("STORE", "memory"))
@@ -257,8 +314,16 @@ def parse_options(
             findings.append(factory)
         else:
             findings += _find_unknown_names(alias, f"{key}_OPTIONS", given, factory)
+    context_vars: dict[str, ContextVar[Any]] = {}
+    for path in given.get("CONTEXT", ()):
+        found = _import_context_var(alias, path)
+        if isinstance(found, Finding):
+            findings.append(found)
+        else:
+            context_vars[path] = found
     if findings:
         return findings
+    idle_timeout_s = given.get("IDLE_TIMEOUT", 60.0 if has_processes else None)
     return LocalOptions(
         max_workers=given.get("MAX_WORKERS", default_max_workers),
         max_results=given.get("MAX_RESULTS", 1000),
@@ -267,6 +332,14 @@ def parse_options(
             # Longer than that no thread can wait: 292 years.
             min(given.get("SHUTDOWN_TIMEOUT", 30.0), threading.TIMEOUT_MAX)
         ),
+        max_tasks_per_child=given.get("MAX_TASKS_PER_CHILD"),
+        max_memory_per_child_mb=given.get("MAX_MEMORY_PER_CHILD_MB"),
+        idle_timeout_s=(
+            None
+            if idle_timeout_s is None
+            else float(min(idle_timeout_s, threading.TIMEOUT_MAX))  # as above
+        ),
+        context_vars=MappingProxyType(context_vars),
         store=store,
         store_options=given.get("STORE_OPTIONS", _NO_OPTIONS),
         executor=executor,
@@ -277,7 +350,7 @@ def parse_options(
 def _find_wrong_keys(alias: str, params: Mapping[str, Any]) -> Iterator[Finding]:
     for key in params:
         if key not in ("BACKEND", "QUEUES", "OPTIONS"):
-            is_option = key in _KEYS
+            is_option = key in _ALL_KEYS
             hint = (
                 f"Move {key!r} into OPTIONS."
                 if is_option
@@ -297,16 +370,21 @@ def _find_wrong_keys(alias: str, params: Mapping[str, Any]) -> Iterator[Finding]
 
 
 def _find_wrong_options(
-    alias: str, given: Mapping[object, Any], backend_name: str
+    alias: str,
+    given: Mapping[object, Any],
+    backend_name: str,
+    known: Mapping[str, _Key],
 ) -> Iterator[Finding]:
     for key, value in given.items():
-        rule = _KEYS.get(key) if isinstance(key, str) else None
+        rule = known.get(key) if isinstance(key, str) else None
         where = f"TASKS[{alias!r}]['OPTIONS'][{key!r}]"
         if rule is None:
             yield Finding(
                 _UNKNOWN_KEY,
                 f"{where} is not an option of {backend_name}.",
-                _nearest(str(key), _KEYS),
+                "Worker processes have it: ProcessPoolBackend takes it."
+                if key in _PROCESS_KEYS
+                else _nearest(str(key), known),
             )
         elif not rule.is_right(value):
             yield Finding(
@@ -349,11 +427,7 @@ def _import(alias: str, key: str, value: Any) -> Any:
         try:
             factory = import_string(_STORES.get(value, value))
         except Exception as err:  # a module of the project's is being imported
-            return Finding(
-                _NOT_IMPORTABLE,
-                f"{where} names {value!r}, which cannot be imported: "
-                f"{type(err).__name__}: {err}",
-            )
+            return _not_importable(where, value, err)
     if _is_plain_executor(factory) or not callable(factory):
         return Finding(
             _NOT_A_FACTORY,
@@ -371,6 +445,28 @@ def _import(alias: str, key: str, value: Any) -> Any:
             f"called with (options, {keyword}=…).",
         )
     return factory
+
+
+def _import_context_var(alias: str, path: str) -> ContextVar[Any] | Finding:
+    where = f"TASKS[{alias!r}]['OPTIONS']['CONTEXT']"
+    try:
+        found: object = import_string(path)
+    except Exception as err:  # as above
+        return _not_importable(where, path, err)
+    if not isinstance(found, ContextVar):
+        return Finding(
+            _WRONG_VALUE,
+            f"{where} names {path!r}, which is no ContextVar but {found!r}.",
+        )
+    return cast("ContextVar[object]", found)
+
+
+def _not_importable(where: str, path: str, error: Exception) -> Finding:
+    return Finding(
+        _NOT_IMPORTABLE,
+        f"{where} names {path!r}, which cannot be imported: "
+        f"{type(error).__name__}: {error}",
+    )
 
 
 def _can_be_called(factory: Callable[..., object], keyword: str) -> bool:

@@ -273,6 +273,7 @@ def get_executor_state(
         backend_name="ExecutorState",
         default_max_workers=10,
         default_executor=factory,
+        has_processes=factory is ProcessExecutor,
     )
     if isinstance(parsed, list):
         raise ValueError(parsed[0].message)

@@ -1,17 +1,19 @@
 """What surrounds the user's function, wherever it runs."""
 
+import pickle
 import sys
 import time
-from collections.abc import Callable
-from contextvars import Context
+from collections.abc import Callable, Mapping
+from contextvars import Context, ContextVar
 from functools import lru_cache
 from inspect import iscoroutinefunction
 from traceback import format_exception
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from asgiref.sync import SyncToAsync, async_to_sync
 from django.db import connections
+from django.utils.module_loading import import_string
 
 from .context import LocalTaskContext, enter_task
 from .errors import WorkerLost
@@ -32,6 +34,7 @@ __all__ = [
 
 
 _LONGEST_TRACEBACK = 100_000
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
 def run_task(
@@ -41,17 +44,20 @@ def run_task(
     host: SlotLender,
     function: Callable[..., Any] | None = None,
     context: Context,
+    carried: Mapping[str, bytes] = _NOTHING,
 ) -> Outcome:
     """Run a task's function on this thread and say what came of it.
 
-    It runs in `context`; `host` lends its slot while it waits for another task.
-    Without a `function` the task's path is imported. Whatever the function raises is
-    recorded: nothing raised comes out of here, `SystemExit` and `KeyboardInterrupt`
-    included, for both would otherwise end a worker that serves other tasks.
+    It runs in `context`, where the context variables of which `carried` has the
+    pickled values are set first, by their dotted paths; `host` lends its slot while it
+    waits for another task. Without a `function` the task's path is imported. Whatever
+    the function raises is recorded: nothing raised comes out of here, `SystemExit` and
+    `KeyboardInterrupt` included, for both would otherwise end a worker that serves
+    other tasks.
     """
     value = error = None
     try:
-        value = context.run(_call, record, host, function)
+        value = context.run(_call, record, host, function, carried)
     except BaseException as err:
         error = error_record(err)
     return Outcome(record.id, time.time(), value, error)
@@ -92,8 +98,15 @@ def lost_outcome(result_id: str, reason: str, /) -> Outcome:
     return Outcome(result_id, time.time(), None, error)
 
 
-def _call(record: Record, host: SlotLender, function: Callable[..., Any] | None) -> str:
+def _call(
+    record: Record,
+    host: SlotLender,
+    function: Callable[..., Any] | None,
+    carried: Mapping[str, bytes],
+) -> str:
     enter_task(host, record.id, record.alias)
+    for path, value in carried.items():
+        _find_variable(path).set(pickle.loads(value))
     _leave_the_enqueuers_loop()
     run: Callable[..., Any] = function or find_function(record.task)
     args, kwargs = decode_arguments(record.arguments)
@@ -109,6 +122,12 @@ def _call(record: Record, host: SlotLender, function: Callable[..., Any] | None)
         raise TypeError(
             f"Task {record.task.path} returned a value that is not JSON: {err}"
         ) from err
+
+
+@lru_cache(maxsize=1024)
+def _find_variable(path: str) -> ContextVar[Any]:
+    variable: ContextVar[Any] = import_string(path)  # the settings' check has seen it
+    return variable
 
 
 _is_async = lru_cache(maxsize=1024)(iscoroutinefunction)

@@ -1,6 +1,8 @@
 """A worker process: what it does from its start to its end."""
 
+import faulthandler
 import os
+import resource
 import select
 import signal
 import socket
@@ -44,6 +46,7 @@ from .messages import (
     Unwatch,
     Watch,
     Watched,
+    WornOut,
     pack,
     unpack_to_child,
 )
@@ -58,31 +61,44 @@ _REST_S = 0.05
 class WorkerMain:
     """What a worker process runs."""
 
-    def __init__(self, *, alias: str, parent_pid: int, project: Project) -> None:
+    def __init__(
+        self,
+        *,
+        alias: str,
+        parent_pid: int,
+        project: Project,
+        max_tasks: int | None,
+        max_memory_mb: float | None,
+    ) -> None:
         self._alias = alias
         self._parent_pid = parent_pid
         self._project = project
+        self._max_tasks = max_tasks
+        self._max_memory_mb = max_memory_mb
 
     def _bootstrap(self, parent_sentinel: int) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(parent_sentinel)
-        fd = forkserver.get_inherited_fds()
-        assert fd is not None  # the server has sent it
-        pipe = MessagePipe(socket.socket(fileno=fd[0]))
+        fds = forkserver.get_inherited_fds()
+        assert fds is not None  # the server has sent them
+        pipe_fd, crash_fd = fds
+        faulthandler.enable(crash_fd)
+        pipe = MessagePipe(socket.socket(fileno=pipe_fd))
         threading.Thread(
             target=_leave_with_parent,
             args=(pipe.fileno(), self._parent_pid),
             name="django-tasks-parent",
             daemon=True,
         ).start()
-        link = PipeLink(pipe, alias=self._alias)
+        link = PipeLink(pipe, alias=self._alias, is_worn_out=self._is_worn_out)
         set_parent_link(_BootingLink())
         try:
             see_project(self._project)
         except BaseException as err:
             link.send(BootFailed(error_record(err).traceback))
             return 1
+        faulthandler.enable(crash_fd)  # the project may have done so too, elsewhere
         set_parent_link(link)
         os.register_at_fork(after_in_child=link.leave_to_parent)
         link.send(Ready())
@@ -90,6 +106,19 @@ class WorkerMain:
         sys.stdout.flush()
         sys.stderr.flush()
         return 0
+
+    def _is_worn_out(self, task_count: int) -> bool:
+        if self._max_tasks is not None and task_count >= self._max_tasks:
+            return True
+        return (
+            self._max_memory_mb is not None and _peak_memory_mb() > self._max_memory_mb
+        )
+
+
+def _peak_memory_mb() -> float:
+    """The most MiB of memory that this process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _leave_with_parent(pipe_fd: int, parent_pid: int) -> None:
@@ -129,15 +158,18 @@ class PipeLink:
     thread does, with nobody else about, so that a call costs no change of threads.
     """
 
-    def __init__(self, pipe: MessagePipe, *, alias: str) -> None:
+    def __init__(
+        self, pipe: MessagePipe, *, alias: str, is_worn_out: Callable[[int], bool]
+    ) -> None:
         self.alias = alias
         self._pipe = pipe
+        self._is_worn_out = is_worn_out
         self._pid = os.getpid()
         self._send_lock = threading.Lock()
         self._arrival = threading.Condition()
         self._is_reading = False
         self._is_over = False
-        self._calls: deque[Record] = deque()
+        self._calls: deque[Run] = deque()
         self._replies: dict[int, Record | Refusal] = {}
         self._ids = count()
         self._watched: dict[int, _ParentsResult] = {}
@@ -148,19 +180,23 @@ class PipeLink:
 
     def work(self) -> None:
         """Run what the parent sends, until it says Stop."""
-        while True:
+        for task_count in count(1):
             if not self._calls:
                 self._rest()
             self._read_until(lambda: bool(self._calls) or self._is_over)
             if self._is_over:
                 return
-            record = self._calls.popleft()
-            outcome = run_task(record, host=self, context=copy_context())
+            call = self._calls.popleft()
+            outcome = run_task(
+                call.record, host=self, context=copy_context(), carried=call.context
+            )
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork that the task made has come back from it
+            if self._is_worn_out(task_count):
+                self.send(WornOut())
             self.send(outcome)
             close_old_connections()
-            del record, outcome
+            del call, outcome
 
     def _rest(self) -> None:
         """Close the database's connections if no call comes soon."""
@@ -265,7 +301,7 @@ class PipeLink:
     def _take(self, message: ToChild) -> None:
         match message:
             case Run():
-                self._calls.append(message.record)
+                self._calls.append(message)
             case Reply():
                 self._replies[message.request_id] = message.answer
             case Watched():

@@ -18,6 +18,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from multiprocessing import forkserver
+from tempfile import mkstemp
 from typing import Protocol
 
 from .pipe import MessagePipe
@@ -33,6 +34,9 @@ _PRELOAD = (
     "django.views.debug",
     "django.db.backends.base.base",
 )
+
+
+_LONGEST_REPORT = 20_000
 
 
 class _Preload(list[str]):
@@ -54,7 +58,8 @@ class ChildMain(Protocol):
         """Run; return the exit code. `multiprocessing.spawn` calls it by this name.
 
         The child's end of the pipe is the first of the file descriptors that
-        `multiprocessing.forkserver.get_inherited_fds` gives.
+        `multiprocessing.forkserver.get_inherited_fds` gives; the second is a file for
+        what `faulthandler` has to say, which `Child.crash_report` reads.
         """
         ...
 
@@ -68,9 +73,10 @@ class Child:
     used.
     """
 
-    def __init__(self, pipe: MessagePipe, status: FileIO) -> None:
+    def __init__(self, pipe: MessagePipe, status: FileIO, report: FileIO) -> None:
         self._pipe = pipe
         self._status = status
+        self._report = report
         self._pidfd: FileIO | None = None
         self._lock = threading.Lock()
         self._is_closed = False
@@ -133,6 +139,12 @@ class Child:
             self._wait_for_end()
         return self._exit_code
 
+    def crash_report(self) -> str:
+        """What the process wrote of its own end. The thread that receives."""
+        self._report.seek(0)
+        text = self._report.read(_LONGEST_REPORT) or b""
+        return text.decode(errors="replace").strip()
+
     def kill(self) -> None:
         """End the process now, if it has not ended. Any thread."""
         with self._lock:  # the process may be closed by its own thread meanwhile
@@ -161,8 +173,17 @@ class Child:
             self._is_closed = True
             self._pipe.close()
             self._status.close()
+            self._report.close()
             if self._pidfd is not None:
                 self._pidfd.close()
+
+
+def _open_report() -> FileIO:
+    if hasattr(os, "memfd_create"):  # no directory need be writable then
+        return FileIO(os.memfd_create("django-tasks-crash"), "r+")
+    fd, path = mkstemp()
+    os.unlink(path)
+    return FileIO(fd, "r+")
 
 
 def _read_number(file: FileIO) -> int:
@@ -201,15 +222,17 @@ def start_child(main: ChildMain, /, *, user: object) -> Child:
     with _lock:
         _users.add(user)
         ours, theirs = MessagePipe.pair()
+        report = _open_report()
         try:
             with _sigint_blocked():
-                status_fd, data_fd = _connect([theirs.fileno()])
+                status_fd, data_fd = _connect([theirs.fileno(), report.fileno()])
         except BaseException:
             ours.close()
+            report.close()
             raise
         finally:
             theirs.close()
-        child = Child(ours, FileIO(status_fd))
+        child = Child(ours, FileIO(status_fd), report)
         _held.add(child)
         try:
             with open(data_fd, "wb") as file:

@@ -1,6 +1,7 @@
 """What a process and its child say to each other over their pipe."""
 
 import pickle
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ __all__ = [
     "Unwatch",
     "Watch",
     "Watched",
+    "WornOut",
     "pack",
     "unpack_from_child",
     "unpack_to_child",
@@ -30,6 +32,8 @@ class Run(NamedTuple):
     """Run this task."""
 
     record: Record
+    context: Mapping[str, bytes]
+    """Values of context variables, pickled, by the variables' dotted paths."""
 
 
 class Stop(NamedTuple):
@@ -57,6 +61,10 @@ class BootFailed(NamedTuple):
     """The child could not get so far."""
 
     traceback: str
+
+
+class WornOut(NamedTuple):
+    """The child should be replaced, once its task's outcome has come."""
 
 
 class Request(NamedTuple):
@@ -87,7 +95,7 @@ _TASK, _STATUS = Record._fields.index("task"), Record._fields.index("status")
 _dumps = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
 
 type ToChild = Run | Reply | Watched | Stop
-type FromChild = Ready | BootFailed | Outcome | Request | Watch | Unwatch
+type FromChild = Ready | BootFailed | Outcome | WornOut | Request | Watch | Unwatch
 
 
 def pack(message: ToChild | FromChild, /) -> bytes:
@@ -100,7 +108,7 @@ def pack(message: ToChild | FromChild, /) -> bytes:
         fields: list[object] = list(message.record)
         fields[_TASK] = tuple(message.record.task)
         fields[_STATUS] = None
-        return _dumps((_RUN, fields))
+        return _dumps((_RUN, (fields, message.context)))
     if isinstance(message, Outcome):
         return _dumps((_OUTCOME, tuple(message)))
     return _dumps((_ANY, message))
@@ -121,6 +129,7 @@ def unpack_to_child(data: bytes, /) -> ToChild:
     if kind != _RUN:
         message: ToChild = content
         return message
-    content[_TASK] = TaskSpec._make(content[_TASK])
-    content[_STATUS] = TaskResultStatus.RUNNING  # as it is when its worker is told
-    return Run(Record._make(content))
+    fields, context = content
+    fields[_TASK] = TaskSpec._make(fields[_TASK])
+    fields[_STATUS] = TaskResultStatus.RUNNING  # as it is when its worker is told
+    return Run(Record._make(fields), context)

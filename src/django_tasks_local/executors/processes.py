@@ -5,6 +5,7 @@ it ran, and no process shares a pipe or a lock with another.
 """
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -39,11 +40,13 @@ from .messages import (
     Unwatch,
     Watch,
     Watched,
+    WornOut,
     pack,
     unpack_from_child,
 )
 from .project import ProjectKey, find_main, project_key, take_project
 from .slot_threads import SlotThreads
+from .starts import Starts
 
 __all__ = ["ProcessExecutor"]
 
@@ -54,9 +57,9 @@ _EXIT_CODE_S = 5.0
 class ProcessExecutor:
     """Runs each call in a worker process of its slot. An `ExecutorFactory`.
 
-    A process starts with its slot's first call, and again when it has died or no
-    longer sees the project as it is. Raises ImproperlyConfigured on a system without
-    fork.
+    A process starts with its slot's first call, and again when it has died, is worn
+    out, or no longer sees the project as it is; it ends when it is idle for long.
+    Raises ImproperlyConfigured on a system without fork.
     """
 
     option_names: Sequence[str] = ()
@@ -69,21 +72,22 @@ class ProcessExecutor:
             )
         find_main()  # while the main module still runs
         self._host = host
+        self._options = options
         self._lock = threading.Lock()
         self._workers: set[_ProcessWorker] = set()
-        self._is_shut_down = False
+        self._starts = Starts()
         self._threads = SlotThreads(
             name=f"django-tasks-{host.alias}",
             permanent=options.max_workers,
             open_worker=self._open_worker,
+            idle_timeout_s=options.idle_timeout_s,
         )
 
     def submit(self, call: Call, /) -> Future[Outcome]:
         return self._threads.submit(call)
 
     def shutdown(self, *, timeout_s: float) -> None:
-        with self._lock:
-            self._is_shut_down = True
+        self._starts.end()
         self._threads.shutdown(timeout_s=timeout_s)
         with self._lock:
             workers = list(self._workers)
@@ -92,19 +96,19 @@ class ProcessExecutor:
 
     def _open_worker(self, slot: int) -> "_ProcessWorker":
         worker = _ProcessWorker(
-            self._host, name=f"{self._host.alias}-{slot}", executor=self
+            self._host,
+            self._options,
+            name=f"{self._host.alias}-{slot}",
+            starts=self._starts,
+            on_close=self._worker_closed,
         )
         with self._lock:
             self._workers.add(worker)
         return worker
 
-    def worker_closed(self, worker: "_ProcessWorker") -> None:
-        """Called by a worker as its last act."""
+    def _worker_closed(self, worker: "_ProcessWorker") -> None:
         with self._lock:
             self._workers.discard(worker)
-            is_last = self._is_shut_down and not self._workers
-        if is_last:
-            release_server(self)
 
 
 class _Lost(Exception):
@@ -115,12 +119,21 @@ class _ProcessWorker:
     """One slot's worker process. All but `kill_if_busy` on the slot's own thread."""
 
     def __init__(
-        self, host: WorkerHost, *, name: str, executor: ProcessExecutor
+        self,
+        host: WorkerHost,
+        options: LocalOptions,
+        *,
+        name: str,
+        starts: Starts,
+        on_close: Callable[["_ProcessWorker"], None],
     ) -> None:
         self._host = host
+        self._options = options
         self._name = name
-        self._executor = executor
+        self._starts = starts
+        self._on_close = on_close
         self._child: Child | None = None
+        self._is_worn_out = False
         self._worker_id = ""
         self._key: ProjectKey | None = None
         self._is_busy = False
@@ -148,17 +161,36 @@ class _ProcessWorker:
             reason = f"No worker process could be started: {err}"
             return lost_outcome(call.record.id, reason)
         record = self._started(call)
+        context = call.context or copy_context()
+        try:
+            run = Run(record, self._carried(context))
+        except Exception as err:  # a value's own code
+            return Outcome(record.id, time.time(), None, error_record(err))
         began = time.monotonic()
         self._watches.begin(record.id)
         try:
-            _send(child, Run(record))
-            return self._converse(child, call.context or copy_context())
+            _send(child, run)
+            return self._converse(child, context)
         except (_Lost, OSError, EOFError):
             ran_s = time.monotonic() - began
             what = f"running {record.task.path} for {ran_s:.3f} s"
-            return lost_outcome(record.id, f"{self._end_of(child)} after {what}.")
+            return lost_outcome(record.id, self._end_of(child, f"after {what}."))
         finally:
             self._watches.clear()
+
+    def _carried(self, context: Context) -> dict[str, bytes]:
+        """What of the enqueuer's context goes along."""
+        carried: dict[str, bytes] = {}
+        for path, variable in self._options.context_vars.items():
+            if variable in context:
+                try:
+                    carried[path] = pickle.dumps(context[variable])
+                except Exception as err:
+                    raise TypeError(
+                        f"The value of the context variable {path} cannot be pickled, "
+                        f"as CONTEXT has it: {err}"
+                    ) from err
+        return carried
 
     def _name_worker(self, pid: int) -> None:
         self._worker_id = f"{host_name()}:{pid}:{self._name}"
@@ -178,25 +210,39 @@ class _ProcessWorker:
             if is_alive and self._key is not None and self._key.is_same(key):
                 return child
             self._stop_child()
+        self._starts.wait()
+        try:
+            child = self._start_child(key)
+        except BaseException:
+            self._starts.failed()
+            raise
+        self._starts.succeeded()
+        self._name_worker(child.pid)
+        return child
+
+    def _start_child(self, key: ProjectKey) -> Child:
         self._key = key
         child = self._child = start_child(
             WorkerMain(
-                alias=self._host.alias, parent_pid=os.getpid(), project=take_project()
+                alias=self._host.alias,
+                parent_pid=os.getpid(),
+                project=take_project(),
+                max_tasks=self._options.max_tasks_per_child,
+                max_memory_mb=self._options.max_memory_per_child_mb,
             ),
-            user=self._executor,
+            user=self,
         )
         message = unpack_from_child(self._receive(child))
         if isinstance(message, BootFailed):
             raise _Lost(f"it could not see the project.\n{message.traceback}")
         assert isinstance(message, Ready)  # the first thing that a child sends
-        self._name_worker(child.pid)
         return child
 
     def _receive(self, child: Child) -> bytes:
         try:
             return child.receive()
         except (EOFError, OSError) as err:
-            raise _Lost(f"{self._end_of(child)} while it started.") from err
+            raise _Lost(self._end_of(child, "while it started.")) from err
 
     def _converse(self, child: Child, context: Context) -> Outcome:
         """Answer what the task asks, until its outcome comes."""
@@ -205,6 +251,8 @@ class _ProcessWorker:
             match message:
                 case Outcome():
                     return message
+                case WornOut():
+                    self._is_worn_out = True
                 case Request():
                     _send(
                         child,
@@ -235,6 +283,8 @@ class _ProcessWorker:
 
     def tidy(self) -> None:
         close_old_connections()  # this thread's: receivers of signals may use them
+        if self._is_worn_out:
+            self._stop_child()
 
     def rest(self) -> None:
         close_connections()
@@ -243,7 +293,8 @@ class _ProcessWorker:
     def close(self) -> None:
         self._stop_child()
         close_connections()
-        self._executor.worker_closed(self)
+        release_server(self)
+        self._on_close(self)
 
     def kill_if_busy(self) -> None:
         """End the process now if it runs a task. Any thread may call it."""
@@ -265,23 +316,29 @@ class _ProcessWorker:
         child, self._child = self._child, None
         if child is not None:
             child.close()
+        self._is_worn_out = False
 
-    def _end_of(self, child: Child) -> str:
+    def _end_of(self, child: Child, when: str) -> str:
         """How a process ended that did not say so. It is gone afterwards."""
         if child.is_alive():
             child.kill()  # it has closed its pipe, or sends what cannot be read
         code = child.exit_code(timeout_s=_EXIT_CODE_S)
+        report = child.crash_report()
         self._drop_child()
-        who = f"Worker process {child.pid}"
-        if code is None:
-            return f"{who} ended, in a way that is not known,"
-        if code >= 0:
-            return f"{who} exited with code {code}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"{who} was killed by {name}"
+        text = f"Worker process {child.pid} {_how_it_ended(code)} {when}"
+        return f"{text}\n{report}" if report else text
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "ended, in a way that is not known,"
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}"
 
 
 def _send(child: Child, message: ToChild) -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ..locks import give_way
@@ -41,16 +41,23 @@ class SlotThreads:
 
     A slot has a thread of its own so that the one that has just ended a call is also
     the one that runs the slot's next, without a change of threads between them, and
-    so that no more threads are started than slots are used at once. Threads of slots
-    from `permanent` on, which exist only while tasks wait for tasks, end when they
-    have nothing to do.
+    so that no more threads are started than slots are used at once. A thread ends
+    after `idle_timeout_s` seconds without a call (None: never), and starts anew with
+    the next; those of slots from `permanent` on, which exist only while tasks wait for
+    tasks, end at once.
     """
 
     def __init__(
-        self, *, name: str, permanent: int, open_worker: Callable[[int], SlotWorker]
+        self,
+        *,
+        name: str,
+        permanent: int,
+        open_worker: Callable[[int], SlotWorker],
+        idle_timeout_s: float | None = None,
     ) -> None:
         self._name = name
         self._permanent = permanent
+        self._idle_timeout_s = idle_timeout_s
         self._open_worker = open_worker
         self._lock = threading.Lock()
         self._is_shut_down = False
@@ -116,13 +123,21 @@ class SlotThreads:
                 del item, call, future
                 if inbox.empty():
                     worker.rest()
-                    if slot >= self._permanent and self._retire(slot, inbox):
-                        return
-                item = inbox.get()
+                item = self._next(slot, inbox)
         finally:
             worker.close()
             with self._lock:
                 self._threads.discard(threading.current_thread())
+
+    def _next(self, slot: int, inbox: _Inbox) -> tuple[Call, Future[Outcome]] | None:
+        """The next call; None when the thread has to end."""
+        patience_s = self._idle_timeout_s if slot < self._permanent else 0.0
+        while True:
+            try:
+                return inbox.get(timeout=patience_s)
+            except Empty:
+                if self._retire(slot, inbox):
+                    return None
 
     def _retire(self, slot: int, inbox: _Inbox) -> bool:
         with self._lock:  # decides whether a call came just now
