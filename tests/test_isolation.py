@@ -2,53 +2,34 @@
 
 import os
 import signal
-from pathlib import Path
-from typing import Any, override
+from typing import Any
 
 import pytest
 from django.tasks import TaskResultStatus
-from django.test import override_settings
 
 from django_tasks_local import LocalTaskResult, WorkerLost
 
 from .conftest import Configure
-from .crashing_import import never_runs
 from .gates import LONG_S, Gate
 from .leftovers import wait_until_gone
 from .tasks import (
     ERRORS,
     add,
     async_fail,
-    change_directory,
-    close_all_files,
-    close_standard_files,
     colour,
     echo,
     exit_process,
     fail,
-    fail_with_long_text,
-    fork_and_exit_by_exception,
-    fork_and_return,
-    hold,
     is_in_transaction,
-    kill_self,
     leave_thread_running,
     leave_transaction_open,
     own_pid,
-    recurse_for_ever,
     see_colour,
     see_colour_async,
     store_session,
-    write_to_stdout,
 )
 
 FAILED = TaskResultStatus.FAILED
-
-
-class EndsWhoUnpicklesIt:
-    @override
-    def __reduce__(self) -> tuple[object, ...]:
-        return os._exit, (8,)
 
 
 def assert_lost(handle: LocalTaskResult[Any], reason: str) -> None:
@@ -94,62 +75,13 @@ class TestExceptions:
             else:
                 assert handle.status is FAILED
 
-    def test_endless_recursion_is_a_failure(self, alias: str) -> None:
-        handle = recurse_for_ever.using(backend=alias).enqueue()
-        handle.join(LONG_S)
-        assert handle.errors[0].exception_class is RecursionError
-
-    def test_long_tracebacks_are_shortened(self, alias: str) -> None:
-        handle = fail_with_long_text.using(backend=alias).enqueue(1_000_000)
-        handle.join(LONG_S)
-        text = handle.errors[0].traceback
-        assert len(text) < 101_000
-        assert text.startswith("Traceback (most recent call last):\n")
-        assert "characters left out" in text
-        assert text.endswith("line 999999\n")
-
 
 class TestDeadWorkers:
-    @pytest.mark.parametrize(
-        "number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM], ids=lambda n: n.name
-    )
-    def test_fail_only_the_task_they_ran(
-        self, gate: Gate, number: signal.Signals
-    ) -> None:
-        neighbour = hold.using(backend="cpu").enqueue(gate.port, "unharmed")
-        visitor = gate.next_visitor()
-        lost = kill_self.using(backend="cpu").enqueue(number)
-        after = own_pid.using(backend="cpu").enqueue()
-        assert_lost(lost, f"was killed by {number.name}")
-        assert "tests.tasks.kill_self" in lost.errors[0].traceback
-        pid = after.wait(LONG_S)  # in its successor
-        assert lost.worker_ids != after.worker_ids
-        assert after.worker_ids[0].split(":")[1:] == [str(pid), "cpu-1"]
-        visitor.let_go()
-        assert neighbour.wait(LONG_S) == "unharmed"
-
     @pytest.mark.parametrize("code", [0, 3, 255])
     def test_are_told_by_their_exit_code(self, code: int) -> None:
         lost = exit_process.using(backend="cpu").enqueue(code)
         assert_lost(lost, f"exited with code {code}")
         assert lost.worker_ids[0].split(":")[1] in lost.errors[0].traceback
-        assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
-
-    def test_while_they_import_the_tasks_module(self) -> None:
-        lost = never_runs.using(backend="cpu").enqueue()
-        assert_lost(lost, "exited with code 9")
-        assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
-
-    def test_while_they_unpickle_the_project(self) -> None:
-        with override_settings(ANSWER=EndsWhoUnpicklesIt()):
-            lost = add.using(backend="cpu").enqueue(1, 2)
-            assert_lost(lost, "exited with code 8 while it started")
-        assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
-
-    def test_that_lose_their_pipe(self) -> None:
-        lost = close_all_files.using(backend="cpu").enqueue()
-        lost.join(LONG_S)
-        assert lost.errors[0].exception_class is WorkerLost
         assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
 
     def test_that_were_idle_harm_nobody(self, configure: Configure) -> None:
@@ -183,44 +115,14 @@ class TestLargeValues:
         assert [handle.wait(LONG_S) for handle in handles] == texts
 
 
-class TestMisbehaviour:
-    """In worker processes, which are there for it."""
-
-    @pytest.fixture(autouse=True)
-    def _one_worker(self, configure: Configure) -> None:
-        configure("cpu", MAX_WORKERS=1)
-
-    def assert_works_on(self) -> None:
-        assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
-
-    def test_closed_standard_files(self) -> None:
-        close_standard_files.using(backend="cpu").enqueue().wait(LONG_S)
-        self.assert_works_on()
-
-    def test_a_megabyte_on_stdout(self, capfd: pytest.CaptureFixture[str]) -> None:
-        write_to_stdout.using(backend="cpu").enqueue(1_000_000).wait(LONG_S)
-        self.assert_works_on()
-
-    def test_another_directory(self, tmp_path: Path) -> None:
-        change = change_directory.using(backend="cpu")
-        assert change.enqueue(str(tmp_path)).wait(LONG_S) == str(tmp_path)
-        self.assert_works_on()
-
-    def test_a_thread_that_goes_on(self, gate: Gate) -> None:
-        leave_thread_running.using(backend="cpu").enqueue(gate.port).wait(LONG_S)
-        visitor = gate.next_visitor()
-        self.assert_works_on()
-        visitor.let_go()
-
-    def test_a_fork_that_comes_back(self) -> None:
-        fork = fork_and_return.using(backend="cpu").enqueue()
-        assert fork.wait(LONG_S) == "process"
-        self.assert_works_on()
-
-    def test_a_fork_that_raises(self) -> None:
-        fork = fork_and_exit_by_exception.using(backend="cpu").enqueue()
-        assert fork.wait(LONG_S) == "process"
-        self.assert_works_on()
+def test_a_thread_that_goes_on_harms_no_later_task(
+    configure: Configure, gate: Gate
+) -> None:
+    configure("cpu", MAX_WORKERS=1)
+    leave_thread_running.using(backend="cpu").enqueue(gate.port).wait(LONG_S)
+    visitor = gate.next_visitor()
+    assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
+    visitor.let_go()
 
 
 @pytest.mark.usefixtures("database")

@@ -14,6 +14,7 @@ from django_tasks_local import WorkerLost
 from django_tasks_local.executors.starts import Starts
 
 from .conftest import Configure, RunScript
+from .fault_tasks import DiesUnpickled
 from .gates import LONG_S, Gate
 from .leftovers import is_gone, wait_until_gone
 from .tasks import (
@@ -27,7 +28,6 @@ from .tasks import (
     see_colour,
     see_colour_async,
 )
-from .test_isolation import EndsWhoUnpicklesIt
 
 
 def worker_pid() -> int:
@@ -161,14 +161,14 @@ class TestStarts:
 
     def test_that_fail_fail_their_tasks_alone(self, configure: Configure) -> None:
         configure("cpu", MAX_WORKERS=1)
-        with override_settings(ANSWER=EndsWhoUnpicklesIt()):
+        with override_settings(ANSWER=DiesUnpickled("exit")):
             lost = [add.using(backend="cpu").enqueue(1, 2) for _ in range(3)]
             for handle in lost:
                 handle.join(LONG_S)
                 (error,) = handle.errors
                 assert error.exception_class is WorkerLost
                 assert "No worker process could be started" in error.traceback
-                assert "exited with code 8 while it started." in error.traceback
+                assert "exited with code 3 while it started." in error.traceback
         assert add.using(backend="cpu").enqueue(1, 2).wait(LONG_S) == 3
 
 

@@ -1,0 +1,127 @@
+"""Tasks that go wrong; worker processes import them too."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextvars import ContextVar
+from multiprocessing.connection import Connection
+from typing import override
+
+from django_tasks_local import task
+
+EXIT_CODE = 3
+
+
+def die(cause: str) -> None:
+    """End this process: by the signal of that name, or by `os._exit`."""
+    if cause == "exit":
+        os._exit(EXIT_CODE)
+    os.kill(os.getpid(), signal.Signals[cause])
+    threading.Event().wait()
+
+
+class DiesUnpickled:
+    """Ends the process that unpickles it."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+
+    @override
+    def __reduce__(self) -> tuple[object, ...]:
+        return die, (self.cause,)
+
+
+carried: ContextVar[object] = ContextVar("carried")
+"""What goes along with the calls of an alias that names it in CONTEXT."""
+
+
+@task
+def do_nothing() -> None: ...
+
+
+@task
+def die_while_running(cause: str) -> None:
+    die(cause)
+
+
+@task
+def die_while_sending(cause: str) -> str:
+    """End the process while its main thread sends what this returns."""
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def watch() -> None:
+        while not is_sending():
+            pass
+        die(cause)
+
+    def is_sending() -> bool:
+        frame = sys._current_frames()[main]
+        while frame.f_back is not None:
+            if frame.f_code.co_qualname == "MessagePipe.send":
+                return True
+            frame = frame.f_back
+        return False
+
+    threading.Thread(target=watch, daemon=True).start()
+    return "x" * 50_000_000
+
+
+@task
+def return_itself() -> object:
+    value: list[object] = []
+    value.append(value)
+    return value
+
+
+@task
+def return_megabytes(count: int) -> str:
+    return "x" * (count * 1_000_000)
+
+
+@task
+def take_too_much_memory() -> None:
+    """More than this process may have, for as long as this runs."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    soft = pages * resource.getpagesize() + 200 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (soft, before[1]))
+    try:
+        bytearray(2**30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@task
+def change_signal_handlers() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@task
+def use_processes() -> list[str]:
+    """What a subprocess and a process of multiprocessing have said."""
+    said = subprocess.run(
+        [sys.executable, "-c", "print('subprocess')"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_say, args=(theirs,))
+    process.start()
+    answer = ours.recv()
+    process.join()
+    ours.close()
+    theirs.close()
+    return [said, answer]
+
+
+def _say(pipe: "Connection[str, str]") -> None:
+    pipe.send("process")
