@@ -337,9 +337,12 @@ def as_markdown() -> str:
         "| What | When | On | What you see of its task |",
         "| --- | --- | --- | --- |",
     ]
+    told = ""
     for fault in FAULTS.values():
+        cause = "" if fault.cause == told else fault.cause
+        told = fault.cause
         on = " and ".join(_HOW[alias] for alias in fault.on)
-        lines.append(f"| {fault.cause} | {fault.moment} | {on} | {fault.sees} |")
+        lines.append(f"| {cause} | {fault.moment} | {on} | {fault.sees} |")
     return "\n".join(lines)
 
 

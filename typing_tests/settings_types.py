@@ -3,6 +3,7 @@
 from django_tasks_local import (
     OtherBackendSetting,
     PoolOptions,
+    ProcessPoolOptions,
     ProcessPoolSetting,
     TasksSetting,
     ThreadPoolSetting,
@@ -43,6 +44,13 @@ every_option: TasksSetting = {
 }
 
 with_classes: PoolOptions = {"STORE": MemoryStore, "EXECUTOR": ProcessExecutor}
+of_processes: ProcessPoolOptions = {
+    "MAX_WORKERS": 2,
+    "MAX_TASKS_PER_CHILD": 100,
+    "MAX_MEMORY_PER_CHILD_MB": 512.5,
+    "IDLE_TIMEOUT": None,
+    "CONTEXT": ["project.tenants.current"],
+}
 queues_of_any_kind: ThreadPoolSetting = {
     "BACKEND": "django_tasks_local.ThreadPoolBackend",
     "QUEUES": ("a", "b"),
@@ -60,6 +68,7 @@ wrong_value: PoolOptions = {"MAX_WORKERS": "ten"}  # type: ignore[typeddict-item
 none_for_a_number: PoolOptions = {"SHUTDOWN_TIMEOUT": None}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]
 store_of_no_kind: PoolOptions = {"STORE": 1}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]
 no_store: PoolOptions = {"STORE": dict}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]
+not_of_threads: PoolOptions = {"IDLE_TIMEOUT": 5.0}  # type: ignore[typeddict-unknown-key]  # pyright: ignore[reportAssignmentType]
 no_executor: PoolOptions = {"EXECUTOR": MemoryStore}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]
 no_backend: ProcessPoolSetting = {"OPTIONS": {}}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]
 another_backend: ThreadPoolSetting = {"BACKEND": "project.Backend"}  # type: ignore[typeddict-item]  # pyright: ignore[reportAssignmentType]

@@ -80,6 +80,7 @@ class WorkerMain:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(parent_sentinel)
+        _let_go_of_server()
         fds = forkserver.get_inherited_fds()
         assert fds is not None  # the server has sent them
         pipe_fd, crash_fd = fds
@@ -113,6 +114,17 @@ class WorkerMain:
         return (
             self._max_memory_mb is not None and _peak_memory_mb() > self._max_memory_mb
         )
+
+
+def _let_go_of_server() -> None:
+    """Close the file whose holders keep the fork server alive.
+
+    It is handed to each child. In a process that a task leaves behind it would keep
+    the server after all who use it are gone.
+    """
+    state = vars(forkserver._forkserver)  # private, as in `fork_server`
+    os.close(state["_forkserver_alive_fd"])
+    state["_forkserver_alive_fd"] = None
 
 
 def _peak_memory_mb() -> float:
