@@ -122,7 +122,7 @@ def _let_go_of_server() -> None:
     It is handed to each child. In a process that a task leaves behind it would keep
     the server after all who use it are gone.
     """
-    state = vars(forkserver._forkserver)  # private, as in `fork_server`
+    state = vars(vars(forkserver)["_forkserver"])  # private, as in `fork_server`
     os.close(state["_forkserver_alive_fd"])
     state["_forkserver_alive_fd"] = None
 
