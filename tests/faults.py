@@ -77,10 +77,11 @@ def _lost(said: str = "") -> Expect:
         )
         (error,) = handle.errors
         assert error.exception_class is WorkerLost
-        assert re.search(rf"Worker process \d+ {how} {said}", error.traceback), (
-            error.traceback
+        (worker_id,) = handle.worker_ids
+        pid = worker_id.split(":")[1]
+        assert re.search(rf"Worker process {pid} {how} {said}", error.traceback), (
+            f"{error.traceback} of {worker_id}"
         )
-        assert len(handle.worker_ids) == 1
 
     return expect
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import count
 from multiprocessing import forkserver
-from typing import assert_never
+from typing import Any, assert_never
 
 import anyio.to_thread
 from django.db import connections
@@ -122,7 +122,9 @@ def _let_go_of_server() -> None:
     It is handed to each child. In a process that a task leaves behind it would keep
     the server after all who use it are gone.
     """
-    state = vars(vars(forkserver)["_forkserver"])  # private, as in `fork_server`
+    # Private, as in `fork_server`.
+    server: object = vars(forkserver)["_forkserver"]
+    state: dict[str, Any] = vars(server)
     os.close(state["_forkserver_alive_fd"])
     state["_forkserver_alive_fd"] = None
 

@@ -155,7 +155,6 @@ class _ProcessWorker:
             child = self._ready_child()
         except (_Lost, OSError, EOFError) as err:
             # Nothing ran; the attempt counts, or this would be tried for ever.
-            self._name_worker(0 if self._child is None else self._child.pid)
             self._started(call)
             self._drop_child()
             reason = f"No worker process could be started: {err}"
@@ -217,11 +216,11 @@ class _ProcessWorker:
             self._starts.failed()
             raise
         self._starts.succeeded()
-        self._name_worker(child.pid)
         return child
 
     def _start_child(self, key: ProjectKey) -> Child:
         self._key = key
+        self._name_worker(0)
         child = self._child = start_child(
             WorkerMain(
                 alias=self._host.alias,
@@ -232,6 +231,7 @@ class _ProcessWorker:
             ),
             user=self,
         )
+        self._name_worker(child.pid)
         message = unpack_from_child(self._receive(child))
         if isinstance(message, BootFailed):
             raise _Lost(f"it could not see the project.\n{message.traceback}")
