@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test test-oldest lint types docs wheel example bench format
+.PHONY: help check test test-oldest chaos chaos-short lint types docs wheel example bench format
 
 VERSIONS = import platform, django; print("Python", platform.python_version(), "| Django", django.get_version())
 
@@ -15,7 +15,7 @@ OLDEST_RUN = $(OLDEST_UV) run --python 3.12 --no-sync
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-check: test test-oldest lint types docs wheel example  ## everything that CI runs
+check: test test-oldest chaos-short lint types docs wheel example  ## everything that CI runs
 
 test:  ## the tests on the newest Python and Django
 	uv run python -c '$(VERSIONS)'
@@ -26,6 +26,12 @@ test-oldest:  ## the tests on Python 3.12 with Django 6.0
 	uv pip install --python $(OLDEST_ENV) 'django==$(OLDEST_DJANGO).*'
 	$(OLDEST_RUN) python -c '$(VERSIONS); assert django.VERSION[:2] == tuple(map(int, "$(OLDEST_DJANGO)".split("."))), "wrong Django"'
 	$(OLDEST_RUN) pytest
+
+chaos:  ## 10,000 tasks while worker processes are killed, waiters leave, web workers go
+	uv run python -m chaos
+
+chaos-short:  ## the same for half a minute
+	uv run python -m chaos --seconds 30
 
 lint:  ## style, formatting and the import contract
 	uv run ruff check

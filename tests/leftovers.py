@@ -1,11 +1,15 @@
-"""What a process has of threads, children and files, for the tests that count them."""
+"""What a process has of threads, children, files and waiters, to be counted."""
 
 import os
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from django_tasks_local import LocalTaskResult
+from django_tasks_local.async_bridge import Completion
 
 
 def our_threads() -> list[threading.Thread]:
@@ -78,3 +82,10 @@ def open_files() -> set[tuple[int, str]]:
         with suppress(FileNotFoundError):  # the listing's own
             found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
     return found
+
+
+def kept_waiters(handle: LocalTaskResult[Any]) -> list[Callable[[], None]]:
+    """What a task of this process still has to wake at its end."""
+    completion = handle._waitable
+    assert isinstance(completion, Completion)
+    return list(completion._waiters or ())
