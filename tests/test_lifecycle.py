@@ -252,13 +252,14 @@ def test_a_fork_server_that_was_killed_is_started_again(run_script: RunScript) -
     if __name__ == "__main__":
         task = own_pid.using(backend="cpu")
         worker = task.enqueue().wait(30)
-        (server,) = descendants() - {worker}
-        os.kill(server, signal.SIGKILL)
-        assert wait_until_gone(server)
+        servers = descendants() - {worker}
+        for server in servers:
+            os.kill(server, signal.SIGKILL)
+            assert wait_until_gone(server)
         assert task.enqueue().wait(30) == worker  # which goes on
         os.kill(worker, signal.SIGKILL)
         assert wait_until_gone(worker)
-        assert task.enqueue().wait(30) not in (worker, server)
+        assert task.enqueue().wait(30) not in {worker, *servers}
         print("done")
         """
     )

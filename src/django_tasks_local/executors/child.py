@@ -53,7 +53,7 @@ from .messages import (
 from .pipe import MessagePipe
 from .project import Project, see_project
 
-__all__ = ["WorkerMain"]
+__all__ = ["BootingLink", "WorkerMain", "let_go_of_server"]
 
 _REST_S = 0.05
 
@@ -80,7 +80,7 @@ class WorkerMain:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(parent_sentinel)
-        _let_go_of_server()
+        let_go_of_server()
         fds = forkserver.get_inherited_fds()
         assert fds is not None  # the server has sent them
         pipe_fd, crash_fd = fds
@@ -93,7 +93,7 @@ class WorkerMain:
             daemon=True,
         ).start()
         link = PipeLink(pipe, alias=self._alias, is_worn_out=self._is_worn_out)
-        set_parent_link(_BootingLink())
+        set_parent_link(BootingLink())
         try:
             see_project(self._project)
         except BaseException as err:
@@ -116,7 +116,7 @@ class WorkerMain:
         )
 
 
-def _let_go_of_server() -> None:
+def let_go_of_server() -> None:
     """Close the file whose holders keep the fork server alive.
 
     It is handed to each child. In a process that a task leaves behind it would keep
@@ -152,7 +152,7 @@ def _leave_with_parent(pipe_fd: int, parent_pid: int) -> None:
     os._exit(1)
 
 
-class _BootingLink:
+class BootingLink:
     """Stands for the link while the project is being imported."""
 
     def request(self, request: EnqueueRequest | GetRequest, /) -> Record:

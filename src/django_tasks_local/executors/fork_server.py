@@ -5,30 +5,40 @@ kind, fixes the start method that the project's own code may yet want to choose.
 one leaves all of that alone. A child is not a `multiprocessing.Process` either: it may
 be started from a daemonic process, and nothing of `multiprocessing` joins, counts or
 ends it.
+
+The server knows nothing of the project. A child that needs it is forked by a template,
+which is a child of the server that has set the project up.
 """
 
 import os
 import pickle
 import select
 import signal
+import socket
 import sys
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import FileIO
-from multiprocessing import forkserver
+from itertools import count
+from multiprocessing import forkserver, reduction, resource_tracker, util
 from tempfile import mkstemp
 from typing import Protocol
 
+from ..logs import log_warning
+from .messages import BootFailed, unpack_from_child
 from .pipe import MessagePipe
+from .project import Foundation, Project
+from .template import TemplateMain
 
 __all__ = ["Child", "ChildMain", "release_server", "start_child"]
 
 # What each child would else import for itself: most of the time of its start. None of
 # it needs settings, opens a connection or starts a thread.
 _PRELOAD = (
-    "django_tasks_local.executors.child",
+    "django_tasks_local.executors.template",
     "django.urls",
     "django.utils.log",
     "django.views.debug",
@@ -85,6 +95,7 @@ class Child:
         self._send_lock = threading.Lock()
         self._watcher: threading.Thread | None = None
         self.pid: int = 0
+        self.at_close: Callable[[], None] | None = None
 
     def watch(self) -> None:
         """Learn from the server which process it is, and wait for its end.
@@ -162,6 +173,9 @@ class Child:
         if self._watcher is not None:
             self._watcher.join()
         self._close_files()
+        at_close, self.at_close = self.at_close, None
+        if at_close is not None:
+            at_close()
 
     def close_in_fork(self) -> None:
         """Let go of the files in a fork of this process: the child is not its own."""
@@ -211,36 +225,57 @@ _server = forkserver.ForkServer()
 _lock = threading.Lock()
 _users: "weakref.WeakSet[object]" = weakref.WeakSet()
 _held: "weakref.WeakSet[Child]" = weakref.WeakSet()
+# That of the project as it was seen last; and those too that still have children.
+_current: "_Template | None" = None
+_templates: "set[_Template]" = set()
+_numbers = count()
+_is_cold = False
+_STOP_S = 1.0
 
 
-def start_child(main: ChildMain, /, *, user: object) -> Child:
+def start_child(
+    main: ChildMain, /, *, user: object, project: Project | None = None
+) -> Child:
     """Start a worker process. The server lives until `release_server(user)`.
 
+    With a `project`, it is a fork of a process that sees that, if there can be one.
     Raises OSError or EOFError when none can be started.
     """
     data = pickle.dumps({"sys_path": list(sys.path)}) + pickle.dumps(main)
     with _lock:
         _users.add(user)
-        ours, theirs = MessagePipe.pair()
-        report = _open_report()
-        try:
-            with _sigint_blocked():
-                status_fd, data_fd = _connect([theirs.fileno(), report.fileno()])
-        except BaseException:
-            ours.close()
-            report.close()
-            raise
-        finally:
-            theirs.close()
-        child = Child(ours, FileIO(status_fd), report)
-        _held.add(child)
-        try:
-            with open(data_fd, "wb") as file:
-                file.write(data)
-            child.watch()
-        except BaseException:
-            child.close()
-            raise
+    template = None if project is None else _claim_template(project, user)
+    if template is not None:
+        with suppress(OSError, EOFError):  # it has just died: the next is another's
+            return _fork(template, data)
+    with _lock:
+        return _start(_connect, data)
+
+
+def _start(
+    connect: Callable[[list[int]], tuple[int, int]], data: bytes, *fds: int
+) -> Child:
+    # With the lock held.
+    ours, theirs = MessagePipe.pair()
+    report = _open_report()
+    try:
+        with _sigint_blocked():
+            status_fd, data_fd = connect([theirs.fileno(), report.fileno(), *fds])
+    except BaseException:
+        ours.close()
+        report.close()
+        raise
+    finally:
+        theirs.close()
+    child = Child(ours, FileIO(status_fd), report)
+    _held.add(child)
+    try:
+        with open(data_fd, "wb") as file:
+            file.write(data)
+        child.watch()
+    except BaseException:
+        child.close()
+        raise
     return child
 
 
@@ -259,10 +294,200 @@ def _connect(fds: list[int]) -> tuple[int, int]:
         return _server.connect_to_new_process(fds)
 
 
+class _Template:
+    """A process of the server's that has set the project up, and forks children.
+
+    It ends with its last user; earlier, when another has taken its place and its last
+    child has ended, which it alone can tell the exit code of.
+    """
+
+    def __init__(self, foundation: Foundation, address: str) -> None:
+        self.foundation = foundation
+        self.address = address
+        self.process: Child | None = None
+        self.alive: FileIO | None = None
+        """It ends when this is closed."""
+        self.users: weakref.WeakSet[object] = weakref.WeakSet()
+        self.claims = 0
+        """The children that it has or is about to have."""
+        self.is_decided = threading.Event()
+        self.is_ready = False
+        self._problem = ""
+
+    def begin(self, project: Project) -> None:
+        """Start it, with the lock held. That it cannot be is told afterwards."""
+        try:
+            self._begin(project)
+        except Exception as err:  # the others that wait for it must not wait for ever
+            self._problem = f"no process could be started ({err!r})"
+
+    def _begin(self, project: Project) -> None:
+        data = pickle.dumps({"sys_path": list(sys.path)})
+        data += pickle.dumps(TemplateMain(project))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            alive_fd, our_fd = os.pipe()
+            self.alive = FileIO(our_fd, "wb")
+            try:
+                self.process = _start(_connect, data, listener.fileno(), alive_fd)
+            finally:
+                os.close(alive_fd)
+
+    def await_set_up(self) -> str | None:
+        """Block until it has set the project up; what went wrong, if anything did."""
+        if self.process is None:
+            return self._problem
+        try:
+            message = unpack_from_child(self.process.receive())
+        except (EOFError, OSError):
+            code = self.process.exit_code(timeout_s=_STOP_S)
+            return f"it ended with exit code {code}"
+        return message.traceback if isinstance(message, BootFailed) else None
+
+    def serves(self, project: Project) -> bool:
+        """Whether its forks see that, or will when it has set the project up."""
+        return (
+            self.foundation == project.foundation
+            and self.process is not None
+            and self.process.is_alive()
+        )
+
+    def close_files(self) -> None:
+        """Let it end by itself. May be called twice."""
+        if self.alive is not None:
+            self.alive.close()
+
+    def end(self) -> None:
+        """End it, once it has no children, without the lock."""
+        self.close_files()
+        if self.process is not None:
+            self.process.exit_code(timeout_s=_STOP_S)
+            self.process.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self.address)
+
+
+def _claim_template(project: Project, user: object) -> _Template | None:
+    """A template that sees the project, for one child; None if there can be none."""
+    with _lock:  # decides who makes it
+        if _is_cold:
+            return None
+        template = _current
+        is_new = template is None or not template.serves(project)
+        if template is None or is_new:
+            template = _begin_template(project)
+        template.users.add(user)
+        template.claims += 1
+        unused = _take_unused()  # whose place it has taken
+    if is_new:
+        _await_set_up(template)
+    else:
+        template.is_decided.wait()
+    for each in unused:
+        each.end()
+    if template.is_ready:
+        return template
+    _unclaim(template)
+    return None
+
+
+def _begin_template(project: Project) -> _Template:
+    # With the lock held.
+    global _current
+    name = f"template-{os.getpid()}-{next(_numbers)}"
+    template = _Template(project.foundation, os.path.join(util.get_temp_dir(), name))
+    _templates.add(template)
+    _current = template
+    template.begin(project)
+    return template
+
+
+def _await_set_up(template: _Template) -> None:
+    """Called by who has made it; the others wait until that is decided."""
+    global _current, _is_cold
+    reason = template.await_set_up()
+    with _lock:
+        is_first = not _is_cold
+        if reason is not None:
+            _is_cold = True
+            if _current is template:
+                _current = None
+    template.is_ready = reason is None
+    template.is_decided.set()
+    if reason is not None and is_first:
+        log_warning(
+            "Each worker process sets the project up for itself, because that cannot "
+            "be done once for all of them: %s",
+            reason.strip(),
+        )
+
+
+def _unclaim(template: _Template) -> None:
+    with _lock:
+        template.claims -= 1
+        unused = _take_unused()
+    for each in unused:
+        each.end()
+
+
+def _take_unused() -> list[_Template]:
+    # With the lock held.
+    global _current
+    if _current is not None and not _current.users:
+        _current = None
+    unused = [each for each in _templates if each is not _current and not each.claims]
+    for each in unused:
+        _templates.discard(each)
+        each.close_files()
+    return unused
+
+
+def _fork(template: _Template, data: bytes) -> Child:
+    """A child of a template that was claimed. Raises OSError or EOFError."""
+    try:
+        with _lock:
+            child = _start(partial(_connect_to, template.address), data)
+    except BaseException:
+        _unclaim(template)
+        raise
+    child.at_close = partial(_unclaim, template)
+    return child
+
+
+def _connect_to(address: str, fds: list[int]) -> tuple[int, int]:
+    # As `ForkServer.connect_to_new_process`, of a server that is not its own child.
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+        status_fd, their_status_fd = os.pipe()
+        their_data_fd, data_fd = os.pipe()
+        tracker_fd = resource_tracker.getfd()
+        assert tracker_fd is not None  # that function has started it
+        # The third is for what a server lives as long as. This one does not live as
+        # long as its children, so it is given what a child has anyway.
+        sent = [their_data_fd, their_status_fd, their_data_fd, tracker_fd, *fds]
+        try:
+            reduction.sendfds(client, sent)
+        except BaseException:
+            os.close(status_fd)
+            os.close(data_fd)
+            raise
+        finally:
+            os.close(their_status_fd)
+            os.close(their_data_fd)
+    return status_fd, data_fd
+
+
 def release_server(user: object, /) -> None:
     """End the server when nobody else uses it. The user's children are gone."""
     with _lock:
         _users.discard(user)
+        for template in _templates:
+            template.users.discard(user)
+        unused = _take_unused()
+    for template in unused:
+        template.end()
+    with _lock:
         if not _users:
             _stop(_server)
 
@@ -303,12 +528,15 @@ def _after_fork_in_child() -> None:
 
     They are not this process's, and would outlive the parent.
     """
-    global _server, _lock, _users, _held
+    global _server, _lock, _users, _held, _current, _templates
     alive_fd = vars(_server)["_forkserver_alive_fd"]
     if alive_fd is not None:
         os.close(alive_fd)
     for held in list(_held):
         held.close_in_fork()
+    for template in _templates:
+        template.close_files()
+    _current, _templates = None, set()
     _server = forkserver.ForkServer()
     _lock = threading.Lock()
     _users = weakref.WeakSet()

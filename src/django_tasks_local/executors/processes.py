@@ -221,14 +221,16 @@ class _ProcessWorker:
     def _start_child(self, key: ProjectKey) -> Child:
         self._key = key
         self._name_worker(0)
+        project = take_project()
         child = self._child = start_child(
             WorkerMain(
                 alias=self._host.alias,
                 parent_pid=os.getpid(),
-                project=take_project(),
+                project=project,
                 max_tasks=self._options.max_tasks_per_child,
                 max_memory_mb=self._options.max_memory_per_child_mb,
             ),
+            project=project,
             user=self,
         )
         self._name_worker(child.pid)

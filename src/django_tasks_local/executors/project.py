@@ -3,20 +3,24 @@
 import os
 import pickle
 import sys
+import time
 from functools import cache
 from multiprocessing import process, spawn
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import django
-from django.conf import Settings, UserSettingsHolder, settings
+from django.apps import apps
+from django.conf import ENVIRONMENT_VARIABLE, Settings, UserSettingsHolder, settings
 from django.db import connections
 
 from ..logs import log_warning
 
 __all__ = [
+    "Foundation",
     "Project",
     "ProjectKey",
+    "Surroundings",
     "find_main",
     "project_key",
     "see_project",
@@ -39,13 +43,21 @@ class ProjectKey(NamedTuple):
         )
 
 
-class Project(NamedTuple):
-    """What a child needs to see the project as its parent does. Picklable."""
+class Surroundings(NamedTuple):
+    """What a child has to see as it is at the child's own start. Picklable."""
 
-    main: dict[str, Any]
+    environ: dict[str, str]
+    process: dict[str, Any]
     """As `multiprocessing.spawn` prepares its children, without the start method,
     which is the project's own affair."""
-    environ: dict[str, str]
+
+
+class Foundation(NamedTuple):
+    """What is imported and set up, once: forks have it too. Picklable."""
+
+    main: dict[str, str]
+    """How the main module is imported."""
+    settings_module: str | None
     configured: dict[str, bytes] | None
     """The values given to `settings.configure`, each pickled; None where a settings
     module is in use."""
@@ -55,6 +67,13 @@ class Project(NamedTuple):
     """Settings that are deleted for the time being."""
     database_names: bytes
     """The databases' names, pickled: during tests those of the test databases."""
+
+
+class Project(NamedTuple):
+    """What a child needs to see the project as its parent does. Picklable."""
+
+    surroundings: Surroundings
+    foundation: Foundation
 
 
 def project_key() -> ProjectKey:
@@ -90,14 +109,15 @@ def take_project() -> Project:
         # The stubs leave it out.
         deleted |= cast("set[str]", layer.__dict__["_deleted"])
         deleted -= overrides.keys() & _values(layer).keys()
-    return Project(
-        main=_main_data(),
-        environ=dict(os.environ),
+    foundation = Foundation(
+        main=find_main(),
+        settings_module=os.environ.get(ENVIRONMENT_VARIABLE),
         configured=configured,
         overrides=_pickled(overrides),
         deleted=frozenset(deleted),
         database_names=pickle.dumps(key.database_names),
     )
+    return Project(_surroundings(), foundation)
 
 
 def _values(layer: UserSettingsHolder) -> dict[str, Any]:
@@ -127,7 +147,7 @@ def _pickled(values: dict[str, Any]) -> dict[str, bytes]:
     return pickled
 
 
-def _main_data() -> dict[str, Any]:
+def _surroundings() -> Surroundings:
     # What `spawn.get_preparation_data` gives, without the start method, which that
     # function would fix for the whole process.
     data: dict[str, Any] = {
@@ -136,8 +156,7 @@ def _main_data() -> dict[str, Any]:
         "sys_path": [path or os.getcwd() for path in sys.path],
         "dir": os.getcwd(),
     }
-    data.update(find_main())
-    return data
+    return Surroundings(dict(os.environ), data)
 
 
 @cache
@@ -157,28 +176,54 @@ def find_main() -> dict[str, str]:
     return {}
 
 
-def see_project(project: Project, /) -> None:
-    """Make this process, a fresh one, see the project. May raise anything.
+_seen: Foundation | None = None
 
-    First the main module, which may configure the settings itself; then whatever of
-    the settings it did not; then `django.setup`; then the databases' names.
+
+def see_project(project: Project, /) -> None:
+    """Make this process see the project. May raise anything.
+
+    A fresh one, or a fork of one that has done so: that has the project's modules,
+    settings and apps already, and gets only its own surroundings.
     """
+    global _seen
+    _enter(project.surroundings)
+    if _seen != project.foundation:
+        _set_up(project.foundation)
+        _seen = project.foundation
+
+
+def _enter(surroundings: Surroundings) -> None:
+    time_zone = os.environ.get("TZ")
     os.environ.clear()
-    os.environ.update(project.environ)
-    spawn.prepare(project.main)
-    if project.configured is not None and not settings.configured:
-        settings.configure(**_unpickled(project.configured))
-    if project.overrides or project.deleted:
+    os.environ.update(surroundings.environ)
+    if os.environ.get("TZ") != time_zone:
+        time.tzset()
+    spawn.prepare(surroundings.process)
+
+
+def _set_up(foundation: Foundation) -> None:
+    """First the main module, which may configure the settings itself.
+
+    Then whatever of the settings it did not; then `django.setup`; then the databases'
+    names.
+    """
+    spawn.prepare(dict(foundation.main))
+    if foundation.configured is not None and not settings.configured:
+        settings.configure(**_unpickled(foundation.configured))
+    if foundation.overrides or foundation.deleted:
         project_key()  # has a settings module loaded
         holder = UserSettingsHolder(_wrapped_settings())
-        for name, value in _unpickled(project.overrides).items():
+        for name, value in _unpickled(foundation.overrides).items():
             setattr(holder, name, value)
-        for name in project.deleted:
+        for name in foundation.deleted:
             delattr(holder, name)
         # Assigned, so that the values that were read before are forgotten.
         setattr(settings, "_wrapped", holder)  # noqa: B010
+        if apps.ready and "INSTALLED_APPS" in foundation.overrides:
+            # The main module has set Django up, without the overrides.
+            apps.set_installed_apps(settings.INSTALLED_APPS)
     django.setup()
-    for alias, name in pickle.loads(project.database_names):
+    for alias, name in pickle.loads(foundation.database_names):
         connections.settings[alias]["NAME"] = name
 
 
