@@ -106,6 +106,13 @@ MEASUREMENTS = (
         for is_quiet in (False, True)
     ),
     Measurement(
+        name="start",
+        program="start",
+        contenders=("3", "bare"),
+        arguments={"samples": 15},
+        quick={"samples": 7},
+    ),
+    Measurement(
         name="cpu",
         program="cpu",
         contenders=("3", "bare"),
@@ -231,6 +238,13 @@ FIGURES = (
         unit="µs",
     ),
     Figure(
+        measurement="start",
+        key="p50_ms",
+        title="a new process, until its first task has run: p50",
+        unit="ms",
+        is_pictured=True,
+    ),
+    Figure(
         measurement="cpu",
         key="per_s on 1",
         title="CPU-bound tasks a second, 1 process",
@@ -304,6 +318,7 @@ TARGETS = (
     _target("round-trip", "call_p50_us", "bare", at_most=0.6),
     _target("rows", "p50_ms", "2.0", at_most=0.35),
     _target("latency", "wake_p50_us", "bare", at_most=2.0),
+    _target("start", "p50_ms", "bare", at_most=0.15),
     # Level, within what two runs of the same differ by.
     _target("cpu", "per_s on 2", "bare", at_least=0.95),
     _target("memory-dropped", "pending_bytes", "2.0", at_most=0.4),

@@ -1,5 +1,6 @@
 """What the tasks do: plain functions, so that bare executors can be sent them too."""
 
+import os
 import threading
 import time
 from typing import Any
@@ -34,3 +35,7 @@ def count_primes(below: int) -> int:
         all(number % divisor for divisor in range(2, int(number**0.5) + 1))
         for number in range(2, below)
     )
+
+
+def end_process() -> None:
+    os._exit(1)
