@@ -65,7 +65,7 @@ def run(*, seed: int, count: int, seconds: float | None, kills_servers: bool) ->
         ) as watchdog,
         running_site() as site,
     ):
-        watchdog.site_pid = site.pid
+        watchdog.site = site
         with (
             _killing(ledger, seed),
             visiting(site, seed=seed, take=ledger.answers.append) as faults,

@@ -12,7 +12,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .ledger import Answer
 
@@ -35,19 +35,19 @@ class Site:
 
     address: str
     pid: int
-    log: str = ""
-    """What its processes wrote to standard error, once it has ended."""
+    log: list[str] = field(default_factory=list)
+    """The lines that its processes have written to standard error."""
 
     @property
     def recycled(self) -> int:
         """How many of its workers have ended before it did."""
-        return self.log.count("Autorestarting worker")
+        return sum("Autorestarting worker" in line for line in self.log)
 
     @property
     def complaints(self) -> list[str]:
         """What its processes should not have had to say."""
         wrong = re.compile("warn|error|exception|traceback|fatal", re.IGNORECASE)
-        return [line for line in self.log.splitlines() if wrong.search(line)]
+        return [line for line in self.log if wrong.search(line)]
 
 
 @contextmanager
@@ -64,9 +64,8 @@ def running_site() -> Generator[Site]:
             text=True,
         )
         site = Site("http://{}:{}".format(*listener.getsockname()), process.pid)
-    log: list[str] = []
     assert process.stderr is not None
-    reader = threading.Thread(target=log.extend, args=(process.stderr,))
+    reader = threading.Thread(target=site.log.extend, args=(process.stderr,))
     reader.start()
     try:
         yield site
@@ -78,7 +77,6 @@ def running_site() -> Generator[Site]:
             process.kill()
         reader.join()
         process.stderr.close()
-        site.log = "".join(log)
 
 
 @contextmanager

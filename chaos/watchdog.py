@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from .processes import children_of, marked
+from .visitors import Site
 
 __all__ = ["Watchdog"]
 
@@ -27,8 +28,7 @@ class Watchdog:
         self._progress = progress
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog")
-        self.site_pid: int | None = None
-        """The web server's, whose children are the web workers."""
+        self.site: Site | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -59,9 +59,11 @@ class Watchdog:
     def _bite(self, progress: object) -> None:
         print(f"Nothing has happened for {_STALL_S:.0f} s: {progress}", file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
-        for pid in [] if self.site_pid is None else children_of(self.site_pid):
-            os.kill(pid, signal.SIGUSR2)
-        self._over.wait(_LOOK_S)  # until they have told
+        if self.site is not None:
+            for pid in children_of(self.site.pid):
+                os.kill(pid, signal.SIGUSR2)
+            self._over.wait(_LOOK_S)  # until they have told
+            print("".join(self.site.log), file=sys.stderr)
         for pid in marked():
             os.kill(pid, signal.SIGKILL)
         os._exit(2)
