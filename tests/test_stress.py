@@ -1,8 +1,10 @@
 """Many at once: nothing is lost, crossed, stuck or kept."""
 
+import gc
 import logging
 import random
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,11 @@ from django.test import override_settings
 
 from django_tasks_local import LocalTaskResult, WorkerLost
 from django_tasks_local.backend import FuturesBackend
-from django_tasks_local.state import shutdown_executor
+from django_tasks_local.state import (
+    ExecutorState,
+    get_executor_state,
+    shutdown_executor,
+)
 
 from .conftest import Configure
 from .gates import LONG_S, Gate
@@ -208,17 +214,21 @@ def test_two_hundred_overrides_leave_nothing_while_tasks_are_in_flight() -> None
     """No process or file either, as after each test."""
     threads = set(our_threads())
     handles: list[tuple[int, LocalTaskResult[Any]]] = []
+    states: list[weakref.ref[ExecutorState]] = []
     for number in range(200):
         with override_settings(TASKS=dict(settings.TASKS)):
             # Processes now and then: each override has its own.
             for alias in ["default", *["cpu"] * (number % 50 == 0)]:
                 task = echo.using(backend=alias)
                 handles += [(n, task.enqueue(n)) for n in range(number, number + 4)]
+                states.append(weakref.ref(get_executor_state(alias)))
     for value, handle in handles:
         assert handle.wait(LONG_S) == value
     for thread in set(our_threads()) - threads:
         thread.join(LONG_S)
     assert set(our_threads()) == threads
+    gc.collect()
+    assert [state for state in states if state() is not None] == []
 
 
 class TestReceivers:

@@ -1,5 +1,6 @@
 """Django's contract for task backends, kept thinly over an alias's state."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, override
 
@@ -75,7 +76,8 @@ class FuturesBackend(BaseTaskBackend):
         )
         self._params = params
         self._parsed: LocalOptions | list[Finding] | None = None
-        self._state: ExecutorState | None = None
+        # Django never lets go of the backends of former settings.
+        self._state: Callable[[], ExecutorState | None] = _no_state
         self._generation = settings_generation()
 
     @classmethod
@@ -89,9 +91,10 @@ class FuturesBackend(BaseTaskBackend):
 
         Raises ImproperlyConfigured where the settings are wrong.
         """
-        state = self._state
+        state = self._state()
         if state is None or state.is_retired:
-            state = self._state = self._open_state()
+            state = self._open_state()
+            self._state = weakref.ref(state)
         return state
 
     def _open_state(self) -> ExecutorState:
@@ -221,6 +224,10 @@ class FuturesBackend(BaseTaskBackend):
             )
         )
         return handle_of(record, task=task)
+
+
+def _no_state() -> None:
+    return None
 
 
 async def _in_thread[**P, R](
