@@ -29,7 +29,7 @@ from django_tasks_local.state import (
     shutdown_executor,
 )
 
-from .conftest import Configure
+from .conftest import Configure, RunScript
 from .gates import LONG_S, Gate
 from .leftovers import kept_waiters, our_threads
 from .stress_tasks import echo, echo_by_task, shut_down
@@ -312,3 +312,26 @@ def test_a_log_handler_that_raises_does_not_stop_a_shutdown(
         for logger in loggers:
             logger.removeHandler(handler)
     assert echo.using(backend=alias).enqueue("anew").wait(LONG_S) == "anew"
+
+
+def test_a_fork_server_killed_just_now_loses_no_task(run_script: RunScript) -> None:
+    done = run_script(
+        """
+    import os, signal
+    from tests.small_project import configure
+    configure()
+    from tests.leftovers import descendants, wait_until_gone
+    from tests.small_tasks import own_pid
+
+    if __name__ == "__main__":
+        task = own_pid.using(backend="cpu")
+        for _ in range(3):
+            worker = task.enqueue().wait(30)
+            (server,) = descendants() - {worker}
+            os.kill(worker, signal.SIGKILL)
+            assert wait_until_gone(worker)
+            os.kill(server, signal.SIGKILL)  # whether it is gone is not waited for
+        task.enqueue().wait(30)
+        """
+    )
+    assert [done.stdout, done.stderr] == ["", ""]

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from itertools import count
 from multiprocessing import forkserver
@@ -102,7 +102,8 @@ class WorkerMain:
         faulthandler.enable(crash_fd)  # the project may have done so too, elsewhere
         set_parent_link(link)
         os.register_at_fork(after_in_child=link.leave_to_parent)
-        link.send(Ready())
+        with suppress(OSError):  # its parent has given it up: there will be no work
+            link.send(Ready())
         link.work()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -249,7 +249,18 @@ def start_child(
         with suppress(OSError, EOFError):  # it has just died: the next is another's
             return _fork(template, data)
     with _lock:
-        return _start(_connect, data)
+        return _start_by_server(data)
+
+
+def _start_by_server(data: bytes, *fds: int) -> Child:
+    # With the lock held.
+    try:
+        return _start(_connect, data, *fds)
+    except (EOFError, ConnectionError, FileNotFoundError):
+        # The server was killed, at any moment until now, and is perhaps not missed
+        # yet: its socket is closed before `waitpid` tells of its end.
+        _stop(_server)
+        return _start(_connect, data, *fds)
 
 
 def _start(
@@ -287,11 +298,7 @@ def _connect(fds: list[int]) -> tuple[int, int]:
         if name.startswith("django.db.backends.") and name.endswith(".base")
     ]
     _server.set_forkserver_preload(_Preload([*_PRELOAD, *drivers]))
-    try:
-        return _server.connect_to_new_process(fds)
-    except (ConnectionError, FileNotFoundError):
-        # The server was killed and not yet missed: now it will be started again.
-        return _server.connect_to_new_process(fds)
+    return _server.connect_to_new_process(fds)
 
 
 class _Template:
@@ -330,7 +337,7 @@ class _Template:
             alive_fd, our_fd = os.pipe()
             self.alive = FileIO(our_fd, "wb")
             try:
-                self.process = _start(_connect, data, listener.fileno(), alive_fd)
+                self.process = _start_by_server(data, listener.fileno(), alive_fd)
             finally:
                 os.close(alive_fd)
 
