@@ -43,6 +43,7 @@ from .task_registry import find_task, remember_task
 
 __all__ = [
     "ExecutorState",
+    "drain",
     "find_unfinished",
     "get_executor_state",
     "open_state",
@@ -410,7 +411,7 @@ _is_exit_armed = False
 
 
 def _arm_exit() -> None:
-    """Have `_drain` called when Python ends.
+    """Have `drain` called when Python ends.
 
     `threading._register_atexit` runs hooks in reverse order of registration, before
     threads are joined. Ours has to run before that of `concurrent.futures.thread`,
@@ -424,14 +425,18 @@ def _arm_exit() -> None:
             return
         _is_exit_armed = True
     # Again later, for what other threads and exit hooks have enqueued since.
-    atexit.register(_drain)
+    atexit.register(drain)
     # Refused where Python is ending already, with a thread of ours still running.
     with suppress(AttributeError, RuntimeError):
-        threading._register_atexit(_drain)  # type: ignore[attr-defined]
+        threading._register_atexit(drain)  # type: ignore[attr-defined]
 
 
-def _drain() -> None:
-    """Let tasks finish until each alias's SHUTDOWN_TIMEOUT, then end the workers."""
+def drain() -> None:
+    """Let tasks finish until each alias's SHUTDOWN_TIMEOUT, then end the workers.
+
+    For when the process ends: one WARNING names what did not finish. An enqueue
+    afterwards begins anew.
+    """
     begin = time.monotonic()
     try:
         while True:
