@@ -1,4 +1,4 @@
-"""Real servers: each value comes back to the request that asked for it."""
+"""Real servers: values come back to who asked, and the end waits for tasks."""
 
 import json
 import os
@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,42 +35,83 @@ SITE = {
         SECRET_KEY = "x"
         ROOT_URLCONF = "site_urls"
         ALLOWED_HOSTS = ["*"]
+        OPTIONS = {"MAX_WORKERS": 2, "SHUTDOWN_TIMEOUT": 20.0}
         TASKS = {
             "default": {
                 "BACKEND": "django_tasks_local.ThreadPoolBackend",
-                "OPTIONS": {"MAX_WORKERS": 2, "SHUTDOWN_TIMEOUT": 1.0},
+                "OPTIONS": OPTIONS,
             },
             "cpu": {
                 "BACKEND": "django_tasks_local.ProcessPoolBackend",
-                "OPTIONS": {"MAX_WORKERS": 2, "SHUTDOWN_TIMEOUT": 1.0},
+                "OPTIONS": OPTIONS,
             },
         }
     """,
     "site_tasks.py": """
         import os
+        from pathlib import Path
         from django_tasks_local import task
+        from tests.gates import pass_gate
 
         @task
         def echo(value):
             return [value, os.getpid()]
+
+        @task
+        def finish(port, name):
+            pass_gate(port, name)
+            Path(__file__).with_name(name).touch()
+            return name
     """,
     "site_urls.py": """
         import os
         from django.http import JsonResponse
         from django.urls import path
-        from site_tasks import echo
+        from django_tasks_local.state import get_executor_state
+        from site_tasks import echo, finish
+        from tests.gates import pass_gate
 
-        def sync_view(request, alias, value):
-            handle = echo.using(backend=alias).enqueue(value)
-            return JsonResponse({"pid": os.getpid(), "value": handle.wait(30)})
+        def sync_values(request, alias, first, last):
+            task = echo.using(backend=alias)
+            handles = [task.enqueue(value) for value in range(first, last)]
+            values = [handle.wait(30) for handle in handles]
+            return JsonResponse({"pid": os.getpid(), "values": values})
 
-        async def async_view(request, alias, value):
-            handle = await echo.using(backend=alias).aenqueue(value)
-            return JsonResponse({"pid": os.getpid(), "value": await handle})
+        async def async_values(request, alias, first, last):
+            task = echo.using(backend=alias)
+            handles = [await task.aenqueue(value) for value in range(first, last)]
+            values = [await handle for handle in handles]
+            return JsonResponse({"pid": os.getpid(), "values": values})
+
+        def hold(request, alias, port, name):
+            finish.using(backend=alias).enqueue(port, name)
+            return JsonResponse({"pid": os.getpid()})
+
+        async def watch(request, alias, port):
+            handle = await finish.using(backend=alias).aenqueue(port, "watched")
+            try:
+                await handle
+            finally:
+                pass_gate(port, handle.id)  # nobody else needs the loop now
+            return JsonResponse({})
+
+        async def look(request, alias, result_id):
+            job = get_executor_state(alias).job(result_id)
+            return JsonResponse(
+                {"status": job.record.status, "waiters": len(job._waiters)}
+            )
+
+        async def value(request, alias, result_id):
+            handle = await finish.using(backend=alias).aget_result(result_id)
+            return JsonResponse({"value": await handle})
 
         urlpatterns = [
-            path("sync/<alias>/<int:value>", sync_view),
-            path("async/<alias>/<int:value>", async_view),
+            path("sync/<alias>/<int:first>/<int:last>", sync_values),
+            path("async/<alias>/<int:first>/<int:last>", async_values),
+            path("hold/<alias>/<int:port>/<name>", hold),
+            path("watch/<alias>/<int:port>", watch),
+            path("look/<alias>/<result_id>", look),
+            path("value/<alias>/<result_id>", value),
         ]
     """,
     "site_wsgi.py": """
@@ -76,83 +120,276 @@ SITE = {
         from django.core.wsgi import get_wsgi_application
         application = get_wsgi_application()
         import site_urls
-        if "USE_BEFORE_FORK" in os.environ:
+        if "HELD_AT_FORK" in os.environ:
+            port = int(os.environ["HELD_AT_FORK"])
             for alias in ("default", "cpu"):
                 for value in range(4):
                     assert site_urls.echo.using(backend=alias).enqueue(value).wait(30)
+                task = site_urls.finish.using(backend=alias)
+                task.enqueue(port, f"preloaded-{alias}")
+    """,
+    # It is told of the end last: after that comes only Python's own exit.
+    "site_gunicorn.py": """
+        import os
+        from tests.gates import pass_gate
+
+        def worker_exit(server, worker):
+            pass_gate(int(os.environ["ENDING"]), os.getpid())
     """,
     "site_asgi.py": """
         import os
         os.environ["DJANGO_SETTINGS_MODULE"] = "site_settings"
         from django.core.asgi import get_asgi_application
-        application = get_asgi_application()
+        from django_tasks_local.asgi import lifespan
+        from tests.gates import pass_gate
+        drained = lifespan(get_asgi_application())
+
+        async def application(scope, receive, send):
+            async def receive_and_tell():
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    pass_gate(int(os.environ["ENDING"]), os.getpid())
+                return message
+
+            await drained(scope, receive_and_tell, send)
+    """,
+    # granian takes no socket that listens already, and says that it listens before it
+    # does: so have it listen at once.
+    "site_granian.py": """
+        import os, socket, sys
+        from pathlib import Path
+        from granian import Granian
+        from tests.gates import pass_gate
+
+        def listen():
+            socket.socket(fileno=os.dup(server._sfd)).listen(128)
+            pass_gate(int(os.environ["LISTENING"]))
+
+        if __name__ == "__main__":
+            server = Granian(
+                "site_asgi:application",
+                uds=Path(sys.argv[1]),
+                workers=int(sys.argv[2]),
+                interface="asgi",
+                log_access=False,
+            )
+            server.on_startup(listen)
+            server.serve()
     """,
 }
-GUNICORN = [
-    *("gunicorn", "--bind=fd://{fd}", "--workers=2", "--threads=4"),
-    *("--graceful-timeout=5", "--no-control-socket", "site_wsgi:application"),
-]
-UVICORN = ["uvicorn", "--fd={fd}", "--workers=2", "--no-access-log"]
-SERVERS: dict[str, tuple[list[str], dict[str, str]]] = {
-    "gunicorn": (GUNICORN, {}),
-    "gunicorn-preload": ([*GUNICORN, "--preload"], {"USE_BEFORE_FORK": "1"}),
-    "uvicorn": ([*UVICORN, "site_asgi:application"], {}),
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to run a server: `{fd}` stands for a socket, `{path}` for one's path."""
+
+    command: list[str]
+    kind: str
+    workers: int
+    is_preloading: bool = False
+
+
+def gunicorn(workers: int, kind: str, *, is_preloading: bool = False) -> Server:
+    command = [
+        *("-m", "gunicorn", "--bind=fd://{fd}", f"--workers={workers}"),
+        *("--worker-class", kind, "--threads", "4" if kind == "gthread" else "1"),
+        *("--graceful-timeout=20", "--no-control-socket", "--config=site_gunicorn.py"),
+        *(["--preload"] if is_preloading else []),
+        "site_wsgi:application",
+    ]
+    return Server(command, "sync", workers, is_preloading)
+
+
+def uvicorn(workers: int) -> Server:
+    options = ["--fd={fd}", f"--workers={workers}", "--no-access-log"]
+    command = ["-m", "uvicorn", *options, "site_asgi:application"]
+    return Server(command, "async", workers)
+
+
+def granian(workers: int) -> Server:
+    return Server(["site_granian.py", "{path}", str(workers)], "async", workers)
+
+
+# Every pair of gunicorn's options, but not all three together: a server takes seconds.
+SERVERS = {
+    "gunicorn-1-sync-preload": gunicorn(1, "sync", is_preloading=True),
+    "gunicorn-1-gthread": gunicorn(1, "gthread"),
+    "gunicorn-2-sync": gunicorn(2, "sync"),
+    "gunicorn-2-gthread-preload": gunicorn(2, "gthread", is_preloading=True),
+    "gunicorn-4-sync-preload": gunicorn(4, "sync", is_preloading=True),
+    "gunicorn-4-gthread": gunicorn(4, "gthread"),
+    "uvicorn-1": uvicorn(1),
+    "uvicorn-2": uvicorn(2),
+    "granian-1": granian(1),
+    "granian-2": granian(2),
 }
+VALUES = 1_000  # of each server
+PER_REQUEST = 10
+AT_ONCE = 8
+
+
+class Connection(HTTPConnection):
+    """One to an address of any kind."""
+
+    def __init__(self, address: tuple[str, int] | str) -> None:
+        super().__init__("site", timeout=LONG_S)
+        self._address = address
+
+    def connect(self) -> None:
+        is_path = isinstance(self._address, str)
+        self.sock = socket.socket(socket.AF_UNIX if is_path else socket.AF_INET)
+        self.sock.settimeout(LONG_S)
+        self.sock.connect(self._address)
+
+
+class Site:
+    """A running server."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], address: tuple[str, int] | str
+    ) -> None:
+        self._process = process
+        self._address = address
+        self.family: set[int] | None = None
+        """Its processes, once it was told to end."""
+
+    def connect(self, path: str) -> Connection:
+        """Ask for a page, without waiting for it."""
+        connection = Connection(self._address)
+        connection.request("GET", path)
+        return connection
+
+    def get(self, path: str) -> dict[str, Any]:
+        connection = self.connect(path)
+        try:
+            response = connection.getresponse()
+            body = response.read()
+        finally:
+            connection.close()
+        assert response.status == 200, body
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    def terminate(self) -> None:
+        """Have it begin to end."""
+        if self.family is None:
+            self.family = descendants(self._process.pid)
+            self._process.send_signal(signal.SIGTERM)
 
 
 @contextmanager
-def running(server: str, directory: Path) -> Generator[str]:
-    """The address of a server, which is stopped afterwards."""
-    command, environ = SERVERS[server]
+def running(server: Server, directory: Path, **gates: Gate) -> Generator[Site]:
+    """Run a server; at the end it has ended well, with all its processes."""
     write_files(directory, SITE)
-    # It listens already: requests wait until the server has come up.
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        fd = listener.fileno()
-        address = "http://{}:{}".format(*listener.getsockname())
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, Gate() as up:
+        # It listens already: requests wait until the server has come up.
+        fd, path = listener.fileno(), str(directory / "socket")
         process = subprocess.Popen(
-            [sys.executable, "-m", *(part.format(fd=fd) for part in command)],
+            [sys.executable, *(p.format(fd=fd, path=path) for p in server.command)],
             cwd=directory,
-            env={**script_environ(), **environ},
+            env={
+                **script_environ(),
+                "LISTENING": str(up.port),
+                **{name: str(gate.port) for name, gate in gates.items()},
+            },
             pass_fds=[fd],
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
+        address: tuple[str, int] | str = listener.getsockname()
+        if "{path}" in server.command:
+            address = path
+            up.next_visitor().let_go()
+    site = Site(process, address)
     try:
-        yield address
+        yield site
     finally:
-        family = descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=LONG_S)
-        for pid in family:
+        site.terminate()
+        for gate in gates.values():
+            gate.open()
+        log, _ = process.communicate(timeout=LONG_S)
+        for pid in site.family or ():
             assert wait_until_gone(pid)
-    assert not re.search("error|exception|traceback", log, re.IGNORECASE), log
+    unexpected = "error|exception|traceback|did not finish"
+    assert not re.search(unexpected, log, re.IGNORECASE), log
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_every_request_gets_its_own_value(server: str, tmp_path: Path) -> None:
-    kind = "async" if server == "uvicorn" else "sync"
+def values_reach_who_asked(site: Site, server: Server, *, first: int) -> None:
+    def ask(number: int) -> list[tuple[int, int]]:
+        """Which process answered, and which ran the tasks."""
+        alias = ("default", "cpu")[number // PER_REQUEST % 2]
+        last = number + PER_REQUEST
+        answer = site.get(f"/{server.kind}/{alias}/{number}/{last}")
+        values = [value for value, _ in answer["values"]]
+        assert values == list(range(number, last))
+        pids = [pid for _, pid in answer["values"]]
+        for pid in pids:
+            assert (pid == answer["pid"]) is (alias == "default")
+        return [(answer["pid"], pid) for pid in pids]
 
-    def ask(number: int) -> tuple[int, int]:
-        """Which process answered, and which ran the task."""
-        alias = ("default", "cpu")[number % 2]
-        url = f"{address}/{kind}/{alias}/{number}"
-        with urllib.request.urlopen(url, timeout=LONG_S) as response:
-            answer = json.load(response)
-        value, pid = answer["value"]
-        assert value == number
-        assert (pid == answer["pid"]) is (alias == "default")
-        return answer["pid"], pid
-
-    with running(server, tmp_path) as address, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, range(60)))
-    servers = {pid for pid, _ in answers}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = pool.map(ask, range(first, first + VALUES, PER_REQUEST))
+        seen = {pids for answer in answers for pids in answer}
+    servers = {pid for pid, _ in seen}
     assert os.getpid() not in servers
+    assert len(servers) <= server.workers
     # No worker process serves two servers.
     for one in servers:
         for other in servers - {one}:
-            mine = {pid for server_pid, pid in answers if server_pid == one}
-            theirs = {pid for server_pid, pid in answers if server_pid == other}
+            mine = {pid for server_pid, pid in seen if server_pid == one}
+            theirs = {pid for server_pid, pid in seen if server_pid == other}
             assert not mine & theirs
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_values_reach_who_asked_and_sigterm_waits_for_tasks(
+    name: str, tmp_path: Path, gate: Gate, other_gate: Gate
+) -> None:
+    server = SERVERS[name]
+    ending = other_gate
+    gates = {
+        "ENDING": ending,
+        **({"HELD_AT_FORK": gate} if server.is_preloading else {}),
+    }
+    with running(server, tmp_path, **gates) as site:
+        values_reach_who_asked(site, server, first=VALUES * list(SERVERS).index(name))
+        held = Counter[tuple[int, str]]()
+        for number, alias in product(range(3), ("default", "cpu")):
+            path = f"/hold/{alias}/{gate.port}/{alias}-{number}"
+            held[site.get(path)["pid"], alias] += 1
+        # Two run at a time in each process.
+        running_count = sum(min(2, n) for n in held.values())
+        for _ in range(running_count + 2 * server.is_preloading):
+            gate.next_visitor()
+        site.terminate()
+        for _ in range(server.workers):
+            ending.next_visitor().let_go()
+        # The end has begun in all of them: would they go without their tasks?
+        for pid in {pid for pid, _ in held}:
+            assert not wait_until_gone(pid, timeout_s=0.2)
+        gate.open()
+    done = {f"{alias}-{n}" for alias in ("default", "cpu") for n in range(3)}
+    if server.is_preloading:
+        done |= {"preloaded-default", "preloaded-cpu"}
+    assert {path.name for path in tmp_path.glob("*-*")} == done
+
+
+@pytest.mark.parametrize("alias", ["default", "cpu"])
+def test_a_client_that_disconnects_leaves_the_task_alone(
+    alias: str, tmp_path: Path, gate: Gate, other_gate: Gate
+) -> None:
+    with running(uvicorn(1), tmp_path, ENDING=other_gate) as site:
+        client = site.connect(f"/watch/{alias}/{gate.port}")
+        task = gate.next_visitor()
+        assert task.name == "watched"
+        client.close()
+        view = gate.next_visitor()  # it has been cancelled
+        view.let_go()
+        path = f"{alias}/{view.name}"
+        assert site.get(f"/look/{path}") == {"status": "RUNNING", "waiters": 0}
+        task.let_go()
+        assert site.get(f"/value/{path}") == {"value": "watched"}
 
 
 type Message = Mapping[str, object]
