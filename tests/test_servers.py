@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import product
@@ -84,8 +84,8 @@ SITE = {
             return JsonResponse({"pid": os.getpid(), "values": values})
 
         def hold(request, alias, port, name):
-            finish.using(backend=alias).enqueue(port, name)
-            return JsonResponse({"pid": os.getpid()})
+            handle = finish.using(backend=alias).enqueue(port, name)
+            return JsonResponse({"pid": os.getpid(), "id": handle.id})
 
         async def watch(request, alias, port):
             handle = await finish.using(backend=alias).aenqueue(port, "watched")
@@ -308,7 +308,10 @@ def running(server: Server, directory: Path, **gates: Gate) -> Generator[Site]:
         site.terminate()
         for gate in gates.values():
             gate.open()
-        log, _ = process.communicate(timeout=LONG_S)
+        try:
+            log, _ = process.communicate(timeout=LONG_S)
+        finally:
+            process.kill()
         for pid in site.family or ():
             assert wait_until_gone(pid)
     unexpected = "error|exception|traceback|did not finish"
@@ -390,6 +393,155 @@ def test_a_client_that_disconnects_leaves_the_task_alone(
         assert site.get(f"/look/{path}") == {"status": "RUNNING", "waiters": 0}
         task.let_go()
         assert site.get(f"/value/{path}") == {"value": "watched"}
+
+
+RELOADED_SITE = {
+    **SITE,
+    "site_version.py": "VERSION = 1\n",
+    "reload_settings.py": """
+        from site_settings import *
+        from site_settings import OPTIONS
+        OPTIONS["SHUTDOWN_TIMEOUT"] = 120.0
+        ROOT_URLCONF = "reload_urls"
+        # The reloader sees changes of what it has seen before, and says so.
+        LOGGING = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {
+                "version": {
+                    "()": "django.utils.log.CallbackFilter",
+                    "callback": lambda record: "site_version" in record.getMessage(),
+                },
+            },
+            "handlers": {
+                "version": {"class": "logging.StreamHandler", "filters": ["version"]},
+            },
+            "loggers": {
+                "django.utils.autoreload": {
+                    "handlers": ["version"], "level": "DEBUG", "propagate": False,
+                },
+            },
+        }
+    """,
+    "reload_urls.py": """
+        from django.http import JsonResponse
+        from django.urls import path
+        from site_urls import urlpatterns
+        from site_version import VERSION
+
+        def version(request):
+            return JsonResponse({"version": VERSION})
+
+        urlpatterns = [*urlpatterns, path("version", version)]
+    """,
+}
+
+
+class Runserver:
+    """Django's development server, with its autoreload, in a group of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        write_files(directory, RELOADED_SITE)
+        self._directory = directory
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "django", "runserver", "127.0.0.1:0"],
+                cwd=directory,
+                env={
+                    **script_environ(),
+                    "PYTHONPATH": f"{directory}:{script_environ()['PYTHONPATH']}",
+                    "PYTHONUNBUFFERED": "1",
+                    "DJANGO_SETTINGS_MODULE": "reload_settings",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=theirs.fileno(),
+                stderr=theirs.fileno(),
+                text=True,
+                start_new_session=True,
+            )
+        ours.settimeout(LONG_S)
+        self._output = ours.makefile("r")
+        ours.close()
+        self.log = ""
+
+    def read_until(self, pattern: str) -> re.Match[str]:
+        """Read what it says, up to a line that matches."""
+        for line in self._output:
+            self.log += line
+            found = re.search(pattern, line)
+            if found is not None:
+                return found
+        raise AssertionError(self.log)
+
+    def next_site(self) -> Site:
+        """What serves next: after a reload it is another process, at another port."""
+        found = self.read_until(r"server at http://127\.0\.0\.1:(\d+)/")
+        return Site(self.process, ("127.0.0.1", int(found[1])))
+
+    def change_code(self) -> None:
+        """Have the reloader find that a file has changed."""
+        seen = "site_version.py first seen"
+        if seen not in self.log:
+            self.read_until(seen)
+        path = self._directory / "site_version.py"
+        path.write_text("VERSION = 2\n")
+        later = path.stat().st_mtime + 10
+        os.utime(path, (later, later))
+
+    def close(self) -> None:
+        """Read the rest, of what has ended, or is killed."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(LONG_S)
+        if not self._output.closed:
+            with suppress(OSError):  # after a time-out
+                self.log += self._output.read()
+            self._output.close()
+
+
+@pytest.fixture
+def runserver(tmp_path: Path) -> Generator[Runserver]:
+    server = Runserver(tmp_path)
+    yield server
+    server.close()
+
+
+class TestRunserver:
+    def test_a_stuck_task_does_not_delay_a_reload(
+        self, runserver: Runserver, gate: Gate
+    ) -> None:
+        site = runserver.next_site()
+        assert site.get("/version") == {"version": 1}
+        ids = [
+            site.get(f"/hold/{alias}/{gate.port}/{alias}-{n}")["id"]
+            for alias, n in product(("default", "cpu"), range(3))
+        ]
+        for _ in range(4):
+            gate.next_visitor()
+        before = descendants(runserver.process.pid)
+        runserver.change_code()
+        warning = runserver.read_until("6 tasks did not finish before (.*)")
+        assert warning[1].startswith("runserver's reload or end: ")
+        assert sorted(re.findall(r"[\w-]{36}", warning[1])) == sorted(ids)
+        assert runserver.next_site().get("/version") == {"version": 2}
+        for pid in before:
+            assert wait_until_gone(pid)
+
+    def test_ctrl_c_ends_it_with_all_its_processes(
+        self, runserver: Runserver, gate: Gate
+    ) -> None:
+        site = runserver.next_site()
+        for alias in ("default", "cpu"):
+            site.get(f"/hold/{alias}/{gate.port}/{alias}")
+            gate.next_visitor()
+        family = descendants(runserver.process.pid)
+        os.killpg(runserver.process.pid, signal.SIGINT)
+        runserver.process.wait(LONG_S)
+        for pid in family:
+            assert wait_until_gone(pid)
+        runserver.close()
+        assert not re.search("fatal|traceback", runserver.log, re.IGNORECASE)
 
 
 type Message = Mapping[str, object]

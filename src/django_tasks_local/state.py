@@ -6,6 +6,7 @@ when the settings change, when the process forks, and when it ends.
 """
 
 import atexit
+import math
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from django.core.signals import setting_changed
 from django.tasks import task_backends
 from django.tasks.base import Task
 from django.tasks.exceptions import TaskResultDoesNotExist
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 from .async_bridge import is_in_event_loop
 from .context import is_running
@@ -53,6 +55,7 @@ __all__ = [
 
 
 _END_S = 1.0  # for threads that have nothing left to do
+_RELOAD_S = 0.1  # for all of it, where somebody waits for the new code
 _NAMED_AT_MOST = 100
 
 
@@ -317,7 +320,7 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
     if not wait or is_running(alias) or is_in_event_loop():
         return
     if not state.wait_until_idle(state.options.shutdown_timeout_s):
-        _warn_of_unfinished(state.unfinished_ids())
+        _warn_of_unfinished(state.unfinished_ids(), "SHUTDOWN_TIMEOUT")
         state.drop_queued(f"TASKS[{alias!r}] was shut down before the task could run.")
         state.end(timeout_s=0.0)  # kills what it can
     state.end(timeout_s=_END_S)
@@ -325,14 +328,15 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
         _retired.discard(state)
 
 
-def _warn_of_unfinished(ids: list[str]) -> None:
+def _warn_of_unfinished(ids: list[str], limit: str) -> None:
     if not ids:
         return
     named = ", ".join(ids[:_NAMED_AT_MOST])
     more = len(ids) - _NAMED_AT_MOST
     log_warning(
-        "%d tasks did not finish before SHUTDOWN_TIMEOUT: %s%s",
+        "%d tasks did not finish before %s: %s%s",
         len(ids),
+        limit,
         named,
         f" and {more} more" if more > 0 else "",
     )
@@ -435,9 +439,12 @@ def drain() -> None:
     """Let tasks finish until each alias's SHUTDOWN_TIMEOUT, then end the workers.
 
     For when the process ends: one WARNING names what did not finish. An enqueue
-    afterwards begins anew.
+    afterwards begins anew. Under runserver's autoreload tasks have a moment only.
     """
     begin = time.monotonic()
+    is_reloaded = os.environ.get(DJANGO_AUTORELOAD_ENV) == "true"
+    limit = "runserver's reload or end" if is_reloaded else "SHUTDOWN_TIMEOUT"
+    most_s = _RELOAD_S if is_reloaded else math.inf
     try:
         while True:
             busy = [
@@ -445,7 +452,9 @@ def drain() -> None:
                 for state in _all_states()
                 if state.unfinished_ids()
                 and (
-                    left := begin + state.options.shutdown_timeout_s - time.monotonic()
+                    left := begin
+                    + min(state.options.shutdown_timeout_s, most_s)
+                    - time.monotonic()
                 )
                 > 0
             ]
@@ -454,19 +463,24 @@ def drain() -> None:
             # A task may enqueue to another alias, so look at all of them again.
             left, state = busy[0]
             state.wait_until_idle(left)
+    except (
+        BaseException
+    ) as err:  # Ctrl-C, or what a server's handler of a signal raises
+        limit = type(err).__name__
+        raise
     finally:
         states = _all_states()
         unfinished = [
             result_id for state in states for result_id in state.unfinished_ids()
         ]
-        _warn_of_unfinished(unfinished)
+        _warn_of_unfinished(unfinished, limit)
         with _lock:
             _states.clear()  # what is enqueued from now on is another state's
             _retired.update(states)
         for state in states:
             state.retire()
             state.end(timeout_s=0.0)  # kills what it can
-        deadline = time.monotonic() + _END_S
+        deadline = time.monotonic() + min(_END_S, most_s)
         for state in states:
             state.end(timeout_s=max(0.0, deadline - time.monotonic()))
         with _lock:
