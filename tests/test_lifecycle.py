@@ -266,6 +266,19 @@ def test_a_fork_server_that_was_killed_is_started_again(run_script: RunScript) -
     assert [done.stdout, done.stderr] == ["done\n", ""]
 
 
+# Says when the exit has begun to wait for tasks.
+TELL = """
+    from django_tasks_local.state import ExecutorState
+    from tests.gates import pass_gate
+    wait_until_idle = ExecutorState.wait_until_idle
+
+    def tell_and_wait(state, timeout_s):
+        pass_gate(int(sys.argv[1]), "waiting")
+        return wait_until_idle(state, timeout_s)
+
+    ExecutorState.wait_until_idle = tell_and_wait
+"""
+
 ENDS = {"end": "", "exit": "sys.exit(3)", "exception": "raise ValueError('uncaught')"}
 
 
@@ -391,3 +404,121 @@ class TestExit:
             gate.open()
             out, err = process.communicate(timeout=LONG_S)
         assert [out, err, process.returncode] == ["a b\n", "", 0]
+
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_ctrl_c_ends_the_wait(self, tmp_path: Path, times: int) -> None:
+        with Gate() as gate, Gate() as waits:
+            code = (
+                head(
+                    "TASKS={alias: {**setting, 'OPTIONS': {'MAX_WORKERS': 2, "
+                    "'SHUTDOWN_TIMEOUT': 120.0}} for alias, setting in TASKS.items()}"
+                )
+                + TELL
+                + f"""
+    if __name__ == "__main__":
+        handles = [
+            hold.using(backend=alias).enqueue(int(sys.argv[2]), alias)
+            for alias in ("default", "cpu")
+        ]
+        os.write(1, " ".join(handle.id for handle in handles).encode())
+        if {times} == 2:
+            handles[0].wait()
+            """
+            )
+            script = write_files(tmp_path, {"script.py": code}) / "script.py"
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(waits.port), str(gate.port)],
+                env=script_environ(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            gate.next_visitor()
+            gate.next_visitor()
+            for _ in range(times - 1):
+                os.killpg(process.pid, signal.SIGINT)
+            waits.next_visitor()
+            waits.open()
+            family = descendants(process.pid)
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=LONG_S)
+            for pid in family:
+                assert wait_until_gone(pid)
+        assert process.returncode == (0 if times == 1 else -signal.SIGINT)
+        (line,) = [line for line in err.splitlines() if "did not finish" in line]
+        assert line.startswith("2 tasks did not finish before KeyboardInterrupt: ")
+        assert all(result_id in line for result_id in out.split())
+        assert "Fatal" not in err
+
+    @pytest.mark.skipif(
+        sys.version_info < (3, 12, 2),
+        reason="starts no thread by then: CPython issue 113964",
+    )
+    def test_tasks_can_use_everything_while_it_waits(self, tmp_path: Path) -> None:
+        with Gate() as gate, Gate() as waits:
+            code = (
+                head()
+                + TELL
+                + """
+    from concurrent.futures import ThreadPoolExecutor
+    from asgiref.sync import async_to_sync
+    from django_tasks_local import task
+
+    async def later(number):
+        return await double.enqueue(number)
+
+    @task
+    def use_everything(port, alias):
+        pass_gate(port, alias)
+        with ThreadPoolExecutor(2) as pool:
+            total = sum(pool.map(abs, [-1, -2]))
+        # At last a task that nobody waits for.
+        tell.using(backend=alias).enqueue(
+            [alias, total, async_to_sync(later)(2), double.enqueue(4).wait(30)]
+        )
+
+    @task
+    def tell(what):
+        os.write(1, f"{what}\\n".encode())
+
+    if __name__ == "__main__":
+        for alias in ("default", "cpu"):
+            use_everything.using(backend=alias).enqueue(int(sys.argv[2]), alias)
+            """
+            )
+            script = write_files(tmp_path, {"script.py": code}) / "script.py"
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(waits.port), str(gate.port)],
+                env=script_environ(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            gate.next_visitor()
+            gate.next_visitor()
+            waits.next_visitor()
+            waits.open()
+            gate.open()
+            out, err = process.communicate(timeout=LONG_S)
+        assert sorted(out.splitlines()) == ["['cpu', 3, 4, 8]", "['default', 3, 4, 8]"]
+        assert [err, process.returncode] == ["", 0]
+
+    def test_takes_no_longer_than_the_work(self, run_script: RunScript) -> None:
+        done = run_script(
+            head()
+            + """
+    import atexit, time
+
+    if __name__ == "__main__":
+        # What is registered first runs last.
+        atexit.register(lambda: print(time.monotonic() - begin))
+        for alias in ("default", "cpu"):
+            double.using(backend=alias).enqueue(1).wait(30)
+        begin = time.monotonic()
+        for alias in ("default", "cpu"):
+            double.using(backend=alias).enqueue(1)
+            """
+        )
+        # Less than anything that it would wait for in vain.
+        assert float(done.stdout) < 1.0
