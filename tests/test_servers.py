@@ -310,8 +310,10 @@ def running(server: Server, directory: Path, **gates: Gate) -> Generator[Site]:
             gate.open()
         try:
             log, _ = process.communicate(timeout=LONG_S)
-        finally:
+        except subprocess.TimeoutExpired:
             process.kill()
+            process.communicate()
+            raise
         for pid in site.family or ():
             assert wait_until_gone(pid)
     unexpected = "error|exception|traceback|did not finish"
@@ -382,7 +384,7 @@ def test_values_reach_who_asked_and_sigterm_waits_for_tasks(
 def test_a_client_that_disconnects_leaves_the_task_alone(
     alias: str, tmp_path: Path, gate: Gate, other_gate: Gate
 ) -> None:
-    with running(uvicorn(1), tmp_path, ENDING=other_gate) as site:
+    with running(uvicorn(1), tmp_path, ENDING=other_gate, HELD=gate) as site:
         client = site.connect(f"/watch/{alias}/{gate.port}")
         task = gate.next_visitor()
         assert task.name == "watched"
