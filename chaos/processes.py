@@ -53,8 +53,13 @@ def _find_servers(pid: int) -> Iterator[int]:
 
 
 def find_workers(server: int) -> list[int]:
-    """The worker processes that a fork server has started and that are alive."""
-    return [pid for pid in children_of(server) if is_running(pid)]
+    """The living worker processes, which the server's templates have forked."""
+    return [
+        pid
+        for template in children_of(server)
+        for pid in children_of(template)
+        if is_running(pid)
+    ]
 
 
 def children_of(pid: int) -> list[int]:
