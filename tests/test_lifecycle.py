@@ -10,7 +10,11 @@ import pytest
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 
-from django_tasks_local.state import get_executor_state, shutdown_executor
+from django_tasks_local.state import (
+    ExecutorState,
+    get_executor_state,
+    shutdown_executor,
+)
 
 from .conftest import Configure, RunScript, script_environ, write_files
 from .gates import LONG_S, Gate
@@ -156,6 +160,22 @@ class TestShutdown:
         shutdown_executor(alias, wait=False)
         gate.open()
         assert [handle.wait(LONG_S) for handle in handles] == list(range(9))
+
+    def test_waits_for_what_another_call_has_begun_to_end(
+        self, alias: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handle = hold.using(backend=alias).enqueue(gate.port, "done")
+        visitor = gate.next_visitor()
+        wait_until_idle = ExecutorState.wait_until_idle
+
+        def let_go_and_wait(state: ExecutorState, timeout_s: float) -> bool:
+            visitor.let_go()
+            return wait_until_idle(state, timeout_s)
+
+        monkeypatch.setattr(ExecutorState, "wait_until_idle", let_go_and_wait)
+        shutdown_executor(alias, wait=False)
+        shutdown_executor(alias)
+        assert handle.wait(0) == "done"
 
     def test_is_bounded_and_fails_what_could_not_run(
         self,

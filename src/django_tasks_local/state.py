@@ -307,25 +307,31 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
     then those that still wait fail with WorkerLost, and worker processes are killed;
     one WARNING names what did not finish. Without it, or from a task of the same
     alias, that all comes to its end in the background, without a time limit. A name
-    that has no state is no error. On an event loop's thread it does not wait.
+    that has no state is no error. On an event loop's thread it does not wait. What
+    another call, or a change of the settings, has begun to end is waited for too.
     """
     alias = _alias_of(name)
     with _lock:
-        state = _states.pop(alias, None)
-        if state is not None:
-            _retired.add(state)
-    if state is None:
-        return
-    state.retire()
+        current = _states.pop(alias, None)
+        if current is not None:
+            _retired.add(current)
+        ending = [state for state in _retired if state.alias == alias]
+    if current is not None:
+        current.retire()
     if not wait or is_running(alias) or is_in_event_loop():
         return
-    if not state.wait_until_idle(state.options.shutdown_timeout_s):
-        _warn_of_unfinished(state.unfinished_ids(), "SHUTDOWN_TIMEOUT")
-        state.drop_queued(f"TASKS[{alias!r}] was shut down before the task could run.")
-        state.end(timeout_s=0.0)  # kills what it can
-    state.end(timeout_s=_END_S)
-    with _lock:
-        _retired.discard(state)
+    begin = time.monotonic()
+    for state in ending:
+        left_s = begin + state.options.shutdown_timeout_s - time.monotonic()
+        if not state.wait_until_idle(max(0.0, left_s)):
+            _warn_of_unfinished(state.unfinished_ids(), "SHUTDOWN_TIMEOUT")
+            state.drop_queued(
+                f"TASKS[{alias!r}] was shut down before the task could run."
+            )
+            state.end(timeout_s=0.0)  # kills what it can
+        state.end(timeout_s=_END_S)
+        with _lock:
+            _retired.discard(state)
 
 
 def _warn_of_unfinished(ids: list[str], limit: str) -> None:
