@@ -27,7 +27,9 @@ PROJECT = """
 """
 
 
-@pytest.mark.parametrize("task", [raise_unspeakable, raise_interrupting], ids=str)
+@pytest.mark.parametrize(
+    "task", [raise_unspeakable, raise_interrupting], ids=lambda task: task.name
+)
 def test_an_exception_that_cannot_be_shown_fails_only_its_task(
     alias: str, configure: Configure, task: "LocalTask[[], None]"
 ) -> None:

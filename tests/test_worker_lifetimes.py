@@ -187,7 +187,9 @@ class TestContext:
     def _one_variable(self, configure: Configure) -> None:
         configure("cpu", MAX_WORKERS=1, CONTEXT=["tests.tasks.colour"])
 
-    @pytest.mark.parametrize("task", [see_colour, see_colour_async], ids=str)
+    @pytest.mark.parametrize(
+        "task", [see_colour, see_colour_async], ids=lambda task: task.name
+    )
     def test_goes_along_and_changes_stay_with_the_task(self, task: Any) -> None:
         on_process = task.using(backend="cpu")
         token = colour.set("red")
