@@ -49,6 +49,15 @@ def die_while_running(cause: str) -> None:
 
 
 @task
+def crash_in_fork_and_exit() -> None:
+    pid = os.fork()
+    if pid == 0:
+        die("SIGSEGV")
+    os.waitpid(pid, 0)
+    die("exit")
+
+
+@task
 def die_while_sending(cause: str) -> str:
     """End the process while its main thread sends what this returns."""
     main = threading.main_thread().ident

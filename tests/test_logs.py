@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import override
 
 import pytest
@@ -122,6 +123,14 @@ def take_a_logger_of_ones_own(tree: Tree) -> None:
     tree.tasks = tree.manager.getLogger("django.tasks.noting")
 
 
+def put_a_filter_first(tree: Tree) -> None:
+    def note(record: logging.LogRecord) -> bool:
+        tree.text.write(record.getMessage())
+        return False
+
+    tree.console.filters.insert(0, note)
+
+
 @pytest.mark.parametrize(
     "listen",
     [
@@ -130,6 +139,7 @@ def take_a_logger_of_ones_own(tree: Tree) -> None:
         add_for_production,
         filter_by_a_subclass,
         filter_in_the_logger,
+        put_a_filter_first,
         add_a_handler_that_ignores_filters,
         take_a_logger_of_ones_own,
     ],
@@ -153,6 +163,42 @@ def test_a_tool_that_takes_over_logging_gets_lines(
         lines.append(record.getMessage())
 
     monkeypatch.setattr(logging.Logger, "callHandlers", call_handlers)
+    assert not tree.is_thrown_away()
+    assert lines == ["a line"]
+
+
+class Wrapper:
+    """As tools that watch a program make them: it looks like what it wraps."""
+
+    def __init__(self, wrapped: Callable[..., object], lines: list[str]) -> None:
+        self.wrapped = wrapped
+        self.lines = lines
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.wrapped, name)
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return self.wrapped == other
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self.wrapped)
+
+    def __get__(self, logger: logging.Logger | None, kind: object) -> object:
+        return self if logger is None else partial(self, logger)
+
+    def __call__(self, logger: logging.Logger, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@override_settings(DEBUG=False)
+def test_a_tool_that_hides_behind_what_it_wraps_gets_lines(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    wrapper = Wrapper(logging.Logger.callHandlers, lines)
+    monkeypatch.setattr(logging.Logger, "callHandlers", wrapper)
     assert not tree.is_thrown_away()
     assert lines == ["a line"]
 

@@ -336,3 +336,58 @@ def test_a_fork_server_killed_just_now_loses_no_task(run_script: RunScript) -> N
         """
     )
     assert [done.stdout, done.stderr] == ["", ""]
+
+
+@pytest.mark.parametrize("how", ["ignored", "reaped by others"])
+def test_a_server_that_others_have_buried_is_started_again(
+    run_script: RunScript, how: str
+) -> None:
+    done = run_script(
+        """
+    import os, signal, sys
+    from tests.small_project import configure
+    configure()
+    from tests.leftovers import descendants, wait_until_gone
+    from tests.small_tasks import own_pid
+
+    def reap(number, frame):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    if __name__ == "__main__":
+        handler = signal.SIG_IGN if sys.argv[1] == "ignored" else reap
+        signal.signal(signal.SIGCHLD, handler)
+        task = own_pid.using(backend="cpu")
+        worker = task.enqueue().wait(30)
+        for pid in descendants():
+            os.kill(pid, signal.SIGKILL)
+            assert wait_until_gone(pid)
+        assert task.enqueue().wait(30) != worker
+        """,
+        how,
+    )
+    assert [done.stdout, done.stderr] == ["", ""]
+
+
+def test_a_shutdown_that_meets_an_enqueue_loses_no_task(configure: Configure) -> None:
+    configure("default", MAX_WORKERS=2, SHUTDOWN_TIMEOUT=0.0)
+    handles: list[LocalTaskResult[Any]] = []
+    for number in range(50):
+        both = threading.Barrier(2)
+
+        def enqueue(number: int = number, both: threading.Barrier = both) -> None:
+            both.wait(LONG_S)
+            handles.append(echo.enqueue(number))
+
+        thread = threading.Thread(target=enqueue)
+        thread.start()
+        both.wait(LONG_S)
+        shutdown_executor("default")
+        thread.join(LONG_S)
+    for handle in handles:
+        handle.join(LONG_S)
+        assert handle.is_finished
+    assert len(handles) == 50

@@ -14,7 +14,7 @@ from django_tasks_local import WorkerLost
 from django_tasks_local.executors.starts import Starts
 
 from .conftest import Configure, RunScript
-from .fault_tasks import DiesUnpickled
+from .fault_tasks import DiesUnpickled, crash_in_fork_and_exit
 from .gates import LONG_S, Gate
 from .leftovers import is_gone, wait_until_gone
 from .tasks import (
@@ -131,6 +131,13 @@ class TestCrashReports:
             assert number.name in text
             assert ("Fatal Python error" in text) is (number == signal.SIGABRT)
 
+    def test_of_a_fork_are_not_its_workers(self) -> None:
+        lost = crash_in_fork_and_exit.using(backend="cpu").enqueue()
+        lost.join(LONG_S)
+        text = lost.errors[0].traceback
+        assert "exited with code 3" in text
+        assert "Fatal Python error" not in text
+
 
 class TestStarts:
     def test_wait_longer_with_each_failure_and_not_after_a_success(self) -> None:
@@ -145,6 +152,12 @@ class TestStarts:
         starts.succeeded()
         assert starts.wait_s == 0
         starts.wait()
+
+    def test_that_fail_at_once_count_as_one(self) -> None:
+        starts = Starts(clock=lambda: 50.0)
+        for _ in range(8):
+            starts.failed()
+        assert starts.wait_s == pytest.approx(0.1)
 
     def test_wait_no_longer_once_all_ends(self) -> None:
         starts = Starts(clock=lambda: 50.0)

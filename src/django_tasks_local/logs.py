@@ -2,6 +2,8 @@
 
 import logging
 from contextlib import suppress
+from operator import is_
+from types import FunctionType
 
 from django.conf import settings
 from django.utils.log import RequireDebugTrue
@@ -29,9 +31,14 @@ def log_warning(message: str, /, *args: object) -> None:
         _logger.warning(message, *args)
 
 
+def _is_pythons_own(function: object) -> bool:
+    # A wrapper may well look and compare like what it wraps.
+    return type(function) is FunctionType and function.__globals__ is logging.__dict__
+
+
 # Tools that watch a program put functions of their own into these places.
 _untouched = tuple(
-    function if getattr(function, "__globals__", None) is vars(logging) else None
+    function if _is_pythons_own(function) else None
     for function in (
         logging.Logger._log,
         logging.Logger.handle,
@@ -52,8 +59,9 @@ def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
         return True
     kind = type(logger)
     if (
-        logger.filters
-        or (kind._log, kind.handle, kind.callHandlers) != _untouched
+        kind is not logging.Logger
+        or logger.filters
+        or not all(map(is_, (kind._log, kind.handle, kind.callHandlers), _untouched))
         or logging.getLogRecordFactory() is not logging.LogRecord
     ):
         return False
@@ -72,5 +80,5 @@ def _refuses_everything(handler: logging.Handler) -> bool:
         not settings.DEBUG
         and kind.handle is logging.Handler.handle
         and kind.filter is logging.Handler.filter
-        and RequireDebugTrue in map(type, handler.filters)
+        and [type(each) for each in handler.filters[:1]] == [RequireDebugTrue]
     )

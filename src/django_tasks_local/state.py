@@ -509,7 +509,7 @@ def _begin_anew() -> None:
     """
     global _lock, _states, _retired
     _lock = threading.Lock()
-    for state in _states.values():
+    for state in (*_states.values(), *_retired):
         state.is_retired = True
     _states = {}
     _retired = set()

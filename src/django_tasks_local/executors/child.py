@@ -330,6 +330,7 @@ class PipeLink:
 
     def leave_to_parent(self) -> None:
         """In a fork that a task made: the pipe is not its own."""
+        faulthandler.disable()  # its report is not the worker's
         set_parent_link(None)
         self._pipe.close()
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO
 from itertools import count
-from multiprocessing import forkserver, reduction, resource_tracker, util
+from multiprocessing import forkserver, process, reduction, resource_tracker, util
 from tempfile import mkstemp
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from .pipe import MessagePipe
 from .project import Foundation, Project
 from .template import TemplateMain
 
-__all__ = ["Child", "ChildMain", "release_server", "start_child"]
+__all__ = ["Child", "ChildMain", "give_up_set_up", "release_server", "start_child"]
 
 # What each child would else import for itself: most of the time of its start. None of
 # it needs settings, opens a connection or starts a thread.
@@ -252,11 +252,22 @@ def start_child(
         return _start_by_server(data)
 
 
+def _find_temp_dir() -> str:
+    """Multiprocessing's directory for sockets, which only this user can enter."""
+    path = util.get_temp_dir()
+    if not os.path.isdir(path):  # something has cleaned up there
+        config: dict[str, object] = vars(process.current_process())["_config"]
+        config["tempdir"] = None
+        path = util.get_temp_dir()  # which makes another now
+    return path
+
+
 def _start_by_server(data: bytes, *fds: int) -> Child:
     # With the lock held.
+    _find_temp_dir()  # the server's socket is made there
     try:
         return _start(_connect, data, *fds)
-    except (EOFError, ConnectionError, FileNotFoundError):
+    except (EOFError, ConnectionError, FileNotFoundError, ChildProcessError):
         # The server was killed, at any moment until now, and is perhaps not missed
         # yet: its socket is closed before `waitpid` tells of its end.
         _stop(_server)
@@ -319,6 +330,7 @@ class _Template:
         """The children that it has or is about to have."""
         self.is_decided = threading.Event()
         self.is_ready = False
+        self.is_given_up = False
         self._problem = ""
 
     def begin(self, project: Project) -> None:
@@ -350,6 +362,8 @@ class _Template:
         except (EOFError, OSError):
             code = self.process.exit_code(timeout_s=_STOP_S)
             return f"it ended with exit code {code}"
+        except Exception as err:  # the others that wait must not wait for ever
+            return f"it said what cannot be read ({err!r})"
         return message.traceback if isinstance(message, BootFailed) else None
 
     def serves(self, project: Project) -> bool:
@@ -403,7 +417,7 @@ def _begin_template(project: Project) -> _Template:
     # With the lock held.
     global _current
     name = f"template-{os.getpid()}-{next(_numbers)}"
-    template = _Template(project.foundation, os.path.join(util.get_temp_dir(), name))
+    template = _Template(project.foundation, os.path.join(_find_temp_dir(), name))
     _templates.add(template)
     _current = template
     template.begin(project)
@@ -417,17 +431,29 @@ def _await_set_up(template: _Template) -> None:
     with _lock:
         is_first = not _is_cold
         if reason is not None:
-            _is_cold = True
+            _is_cold = _is_cold or not template.is_given_up
             if _current is template:
                 _current = None
     template.is_ready = reason is None
     template.is_decided.set()
-    if reason is not None and is_first:
+    if reason is not None and is_first and not template.is_given_up:
         log_warning(
             "Each worker process sets the project up for itself, because that cannot "
             "be done once for all of them: %s",
             reason.strip(),
         )
+
+
+def give_up_set_up(user: object, /) -> None:
+    """End a template that still sets the project up, if no other user waits for it."""
+    with _lock:
+        for template in _templates:
+            template.users.discard(user)
+            if template.users or template.is_decided.is_set():
+                continue
+            template.is_given_up = True
+            if template.process is not None:
+                template.process.kill()
 
 
 def _unclaim(template: _Template) -> None:
@@ -507,10 +533,10 @@ def _stop(server: forkserver.ForkServer) -> None:
     if pid is None:
         return
     os.close(state["_forkserver_alive_fd"])
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+    with suppress(ChildProcessError):  # somebody else has waited for it
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
     if isinstance(address, str) and not address.startswith("\0"):
         with suppress(FileNotFoundError):
             os.unlink(address)

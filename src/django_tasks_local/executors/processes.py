@@ -28,7 +28,7 @@ from ..worker import (
     lost_outcome,
 )
 from .child import WorkerMain
-from .fork_server import Child, release_server, start_child
+from .fork_server import Child, give_up_set_up, release_server, start_child
 from .messages import (
     BootFailed,
     Ready,
@@ -137,6 +137,7 @@ class _ProcessWorker:
         self._worker_id = ""
         self._key: ProjectKey | None = None
         self._is_busy = False
+        self._is_given_up = False
         self._has_rested = False
         self._watches = _Watches(host)
 
@@ -233,6 +234,8 @@ class _ProcessWorker:
             project=project,
             user=self,
         )
+        if self._is_given_up:
+            child.kill()
         self._name_worker(child.pid)
         message = unpack_from_child(self._receive(child))
         if isinstance(message, BootFailed):
@@ -300,9 +303,13 @@ class _ProcessWorker:
 
     def kill_if_busy(self) -> None:
         """End the process now if it runs a task. Any thread may call it."""
-        child = self._child
-        if child is not None and self._is_busy:
-            child.kill()
+        if self._is_busy:
+            self._is_given_up = True  # before it is looked whether there is a child
+            child = self._child
+            if child is not None:
+                child.kill()
+            else:
+                give_up_set_up(self)
 
     def _stop_child(self) -> None:
         """Let a process that has nothing to do end by itself."""

@@ -84,17 +84,16 @@ class SlotThreads:
                 name=f"{self._name}-{call.slot}",
                 daemon=True,
             )
-            self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError as err:
-            # The interpreter is ending, or the system has no thread left.
-            with self._lock:
+            try:
+                thread.start()
+            except RuntimeError as err:
+                # The interpreter is ending, or the system has no thread left.
                 del self._inboxes[call.slot]
-                self._threads.discard(thread)
-            future.set_result(lost_outcome(call.record.id, str(err)))
-        else:
-            # Only now, so that the call has hardly begun when the Future is returned.
+                future.set_result(lost_outcome(call.record.id, str(err)))
+                return future
+            self._threads.add(thread)
+            # Only now, so that the call has hardly begun when the Future is returned;
+            # with the lock held, so that `shutdown` comes before all of this, or after.
             inbox.put((call, future))
         return future
 

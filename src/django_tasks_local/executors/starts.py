@@ -38,6 +38,8 @@ class Starts:
     def failed(self) -> None:
         """The next one waits twice as long as this one had to."""
         with self._changed:
+            if self.wait_s > 0:
+                return  # of several tried at once another has failed already
             self._pause_s = min(
                 max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S
             )

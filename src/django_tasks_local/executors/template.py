@@ -3,11 +3,13 @@
 import fcntl
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing import forkserver
 from stat import S_ISFIFO, S_ISSOCK
 
@@ -58,8 +60,9 @@ class TemplateMain:
         except BaseException as err:
             reason = error_record(err).traceback
         # What is still to be written would be written by each fork.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for file in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # it may be closed, or not there at all
+                file.flush()
         pipe.send(pack(Ready() if reason is None else BootFailed(reason)))
         pipe.close()
         if reason is not None:
@@ -84,6 +87,12 @@ def _end_by_signal_at_hang_up(pipe_fd: int) -> None:
     fcntl.fcntl(pipe_fd, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(pipe_fd, fcntl.F_GETFL)
     fcntl.fcntl(pipe_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    # No signal tells of a hang-up before that: the parent may have been killed while
+    # the server was still starting, with this process's fork already asked for.
+    poller = select.poll()
+    poller.register(pipe_fd, 0)
+    if poller.poll(0):
+        os._exit(1)
 
 
 def _what_cannot_be_shared(connected_before: set[tuple[int, int]]) -> str | None:
