@@ -441,6 +441,24 @@ assert len(noted()) == 3
         for pid in (tmp_path / "polls/set_up.txt").read_text().split():
             assert wait_until_gone(int(pid))
 
+    def test_of_the_alias_end_a_set_up_that_hangs(
+        self, run_script: RunScript, tmp_path: Path
+    ) -> None:
+        done = run_script(
+            script("""
+from django_tasks_local.state import shutdown_executor
+handle = tasks.pid.enqueue()
+shutdown_executor("cpu")
+handle.join(30)
+print(handle.errors[0].exception_class.__name__)
+"""),
+            files=files(ready="if number == 2: threading.Event().wait()"),
+        )
+        assert done.stdout == "WorkerLost\n"
+        assert "1 tasks did not finish" in done.stderr
+        for pid in (tmp_path / "polls/set_up.txt").read_text().split():
+            assert wait_until_gone(int(pid))
+
     def test_of_forks_leave_it_to_its_owner(self, run_script: RunScript) -> None:
         run_script(
             script("""
