@@ -53,7 +53,7 @@ from .messages import (
 from .pipe import MessagePipe
 from .project import Project, see_project
 
-__all__ = ["BootingLink", "WorkerMain", "let_go_of_server"]
+__all__ = ["BootingLink", "WorkerMain", "begin_child"]
 
 _REST_S = 0.05
 
@@ -77,13 +77,7 @@ class WorkerMain:
         self._max_memory_mb = max_memory_mb
 
     def _bootstrap(self, parent_sentinel: int) -> int:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        os.close(parent_sentinel)
-        let_go_of_server()
-        fds = forkserver.get_inherited_fds()
-        assert fds is not None  # the server has sent them
-        pipe_fd, crash_fd = fds
+        pipe_fd, crash_fd = begin_child(parent_sentinel)
         faulthandler.enable(crash_fd)
         pipe = MessagePipe(socket.socket(fileno=pipe_fd))
         threading.Thread(
@@ -117,7 +111,18 @@ class WorkerMain:
         )
 
 
-def let_go_of_server() -> None:
+def begin_child(parent_sentinel: int) -> list[int]:
+    """What any child of a fork server does first; the files that it was sent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    os.close(parent_sentinel)
+    _let_go_of_server()
+    fds = forkserver.get_inherited_fds()
+    assert fds is not None  # the server has sent them
+    return fds
+
+
+def _let_go_of_server() -> None:
     """Close the file whose holders keep the fork server alive.
 
     It is handed to each child. In a process that a task leaves behind it would keep

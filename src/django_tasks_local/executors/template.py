@@ -17,7 +17,7 @@ from django.db import connections
 
 from ..context import set_parent_link
 from ..worker import error_record
-from .child import BootingLink, let_go_of_server
+from .child import BootingLink, begin_child
 from .messages import BootFailed, Ready, pack
 from .pipe import MessagePipe
 from .project import Project, see_project
@@ -39,13 +39,7 @@ class TemplateMain:
         self._project = project
 
     def _bootstrap(self, parent_sentinel: int) -> int:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        os.close(parent_sentinel)
-        let_go_of_server()
-        fds = forkserver.get_inherited_fds()
-        assert fds is not None  # the server has sent them
-        pipe_fd, report_fd, listener_fd, alive_fd = fds
+        pipe_fd, report_fd, listener_fd, alive_fd = begin_child(parent_sentinel)
         os.close(report_fd)  # each fork has its own
         pipe = MessagePipe(socket.socket(fileno=pipe_fd))
         _end_by_signal_at_hang_up(pipe_fd)
