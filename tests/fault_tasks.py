@@ -96,14 +96,27 @@ def return_megabytes(count: int) -> str:
 def take_too_much_memory() -> None:
     """More than this process may have, for as long as this runs."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        pages = int(file.read().split()[0])
-    soft = pages * resource.getpagesize() + 200 * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (soft, before[1]))
+    _limit_memory(200)
     try:
         bytearray(2**30)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@task
+def return_more_than_there_is_memory_for() -> str:
+    value = "x" * 100_000_000
+    _limit_memory(50)
+    return value
+
+
+def _limit_memory(mebibytes: int) -> None:
+    """Let this process have so much more than it has."""
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    soft = pages * resource.getpagesize() + mebibytes * 2**20
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @task

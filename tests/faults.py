@@ -262,11 +262,15 @@ FAULTS = {
     ),
     "takes too much memory": Fault(
         cause="The task wants more memory than its process may have",
-        moment="while it runs",
+        moment="while its module is imported, while it runs, or at its end",
         sees="FAILED with `MemoryError`; where the system kills the process instead, "
         "see above",
         on=PROCESSES,
-        cases={"bytes": _enqueue(fault_tasks.take_too_much_memory)},
+        cases={
+            "running": _enqueue(fault_tasks.take_too_much_memory),
+            "importing": partial(_die_in_import, "memory"),
+            "returning": _enqueue(fault_tasks.return_more_than_there_is_memory_for),
+        },
         expect=partial(_failed, kind=MemoryError),
     ),
     "returns what is not JSON": Fault(
