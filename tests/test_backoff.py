@@ -186,7 +186,9 @@ def test_alike_are_equal() -> None:
     assert len({*BACKOFFS, *BACKOFFS}) == len(BACKOFFS)
 
 
-@pytest.mark.parametrize("backoff", BACKOFFS, ids=repr)
+@pytest.mark.parametrize(
+    "backoff", BACKOFFS, ids=[str(number) for number in range(len(BACKOFFS))]
+)
 def test_backoffs_are_plain_data(backoff: Backoff) -> None:
     copied = pickle.loads(pickle.dumps(backoff))
 

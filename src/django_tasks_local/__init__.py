@@ -22,8 +22,9 @@ Importing the package starts nothing and imports no model. How a task goes::
 """
 
 from .backend import ProcessPoolBackend, ThreadPoolBackend
+from .completed import as_completed
 from .context import LocalTaskContext, ResultIdFilter, current_result_id
-from .errors import QueueFull, TaskFailed, WorkerLost
+from .errors import QueueFull, TaskCancelled, TaskFailed, TaskTimeout, WorkerLost
 from .options import (
     DjangoBackendSetting,
     OtherBackendSetting,
@@ -31,8 +32,10 @@ from .options import (
     ProcessPoolOptions,
     ProcessPoolSetting,
     TasksSetting,
+    ThreadPoolOptions,
     ThreadPoolSetting,
 )
+from .progress import Progress
 from .results import LocalTaskResult, wait
 from .tasks import LocalTask, task
 
@@ -46,13 +49,18 @@ __all__ = [
     "ProcessPoolBackend",
     "ProcessPoolOptions",
     "ProcessPoolSetting",
+    "Progress",
     "QueueFull",
     "ResultIdFilter",
+    "TaskCancelled",
     "TaskFailed",
+    "TaskTimeout",
     "TasksSetting",
     "ThreadPoolBackend",
+    "ThreadPoolOptions",
     "ThreadPoolSetting",
     "WorkerLost",
+    "as_completed",
     "current_result_id",
     "task",
     "wait",

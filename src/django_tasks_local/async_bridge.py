@@ -8,12 +8,14 @@ waiter is its own, is removed when it leaves, and cannot touch the task.
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from .records import Record
 
-__all__ = ["Completion", "is_in_event_loop", "is_in_trio"]
+__all__ = ["Bell", "Completion", "is_in_event_loop", "is_in_trio"]
 
 
 class Completion:
@@ -29,7 +31,8 @@ class Completion:
         self.record: Record = record
         """Replaced, never changed, by whoever runs the task."""
         self._lock = threading.Lock()
-        self._waiters: set[Callable[[], None]] | None = None
+        # Each with the revision that it has seen; None: it waits for the end.
+        self._waiters: dict[Callable[[], None], int | None] | None = None
 
     def latest(self) -> Record:
         """The record: here it is always the latest."""
@@ -39,21 +42,48 @@ class Completion:
         """As `latest`."""
         return self.record
 
-    def add_waiter(self, wake: Callable[[], None], /) -> bool:
-        """Have `wake` called at the end; False, and it never will be, if it is past."""
-        with self._lock:  # decides whether `finish` or the waiter came first
-            if self.record.is_finished:
+    def add_waiter(
+        self, wake: Callable[[], None], /, *, revision: int | None = None
+    ) -> bool:
+        """Have `wake` called at the end; False, and it never will be, if it is past.
+
+        With a `revision`: as soon as the record has a later one.
+        """
+        with self._lock:  # decides whether the change or the waiter came first
+            if self._is_past(revision):
                 return False
             if self._waiters is None:
-                self._waiters = set()
-            self._waiters.add(wake)
+                self._waiters = {}
+            self._waiters[wake] = revision
             return True
 
     def remove_waiter(self, wake: Callable[[], None], /) -> None:
         """Forget a waiter, woken or not."""
         with self._lock:
             if self._waiters is not None:
-                self._waiters.discard(wake)
+                self._waiters.pop(wake, None)
+
+    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+        """As `add_waiter`; what takes it back, or None where the end is past."""
+        return partial(self.remove_waiter, wake) if self.add_waiter(wake) else None
+
+    def see(self, record: Record, /) -> None:
+        """Take a record that is not finished, if it is a later one; wake for it."""
+        wakes: list[Callable[[], None]] = []
+        with self._lock:  # of two that come at once the later one stays
+            if self.record.is_finished or record.revision <= self.record.revision:
+                return
+            self.record = record
+            if self._waiters:
+                wakes = [
+                    wake
+                    for wake, revision in self._waiters.items()
+                    if revision is not None and revision < record.revision
+                ]
+                for wake in wakes:
+                    del self._waiters[wake]
+        for wake in wakes:
+            wake()
 
     def finish(self, record: Record, /) -> None:
         """Take the finished record and wake everybody. The first call wins."""
@@ -65,6 +95,12 @@ class Completion:
         for wake in waiters or ():
             wake()
 
+    def _is_past(self, revision: int | None) -> bool:
+        record = self.record
+        return record.is_finished or (
+            revision is not None and record.revision > revision
+        )
+
     def interrupt(self) -> None:
         """Wake everybody although it is not finished: it will not be, here."""
         with self._lock:
@@ -72,12 +108,20 @@ class Completion:
         for wake in waiters or ():
             wake()
 
-    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
+    def wait(
+        self,
+        timeout_s: float | None,
+        /,
+        *,
+        at_end: Callable[[], None],
+        revision: int | None = None,
+    ) -> bool:
         """Block until the end; False when `timeout_s` seconds passed first.
 
-        `at_end` is called by whoever finishes the task, before anything else begins.
+        With a `revision`: until the record has a later one. `at_end` is called by
+        whoever finishes or changes the task, before anything else begins.
         """
-        if self.record.is_finished:
+        if self._is_past(revision):
             return True
         if timeout_s is not None and timeout_s <= 0:
             return False
@@ -89,7 +133,7 @@ class Completion:
             at_end()
             ended.release()
 
-        if not self.add_waiter(wake):
+        if not self.add_waiter(wake, revision=revision):
             return True
         try:
             if timeout_s is None:
@@ -98,48 +142,78 @@ class Completion:
         finally:
             self.remove_waiter(wake)
 
-    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
+    async def wait_async(
+        self, *, at_end: Callable[[], None], revision: int | None = None
+    ) -> None:
         """The same, letting other coroutines run, under asyncio or trio."""
-        if self.record.is_finished:
+        if self._is_past(revision):
             return
-        if is_in_trio():
-            await self._wait_in_trio(at_end)
-        else:
-            await self._wait_in_asyncio(at_end)
-
-    async def _wait_in_asyncio(self, at_end: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
+        bell = Bell()
 
         def wake() -> None:
             at_end()
-            with suppress(RuntimeError):  # the loop is closed, and the waiter gone
-                loop.call_soon_threadsafe(_set_done, ended)
+            bell.ring()
 
-        if not self.add_waiter(wake):
+        if not self.add_waiter(wake, revision=revision):
             return
         try:
-            await ended
+            await bell.wait()
         finally:
             self.remove_waiter(wake)
 
-    async def _wait_in_trio(self, at_end: Callable[[], None]) -> None:
-        import trio
 
-        token = trio.lowlevel.current_trio_token()
-        ended = trio.Event()
+class Bell:
+    """Wakes the one coroutine that waits with it, once, under asyncio or trio.
 
-        def wake() -> None:
-            at_end()
-            with suppress(trio.RunFinishedError):  # likewise
-                token.run_sync_soon(ended.set)
+    To be made and waited with on the loop's thread; any thread may ring it. What rang
+    before the wait ends it at once.
+    """
 
-        if not self.add_waiter(wake):
-            return
-        try:
-            await ended.wait()
-        finally:
-            self.remove_waiter(wake)
+    __slots__ = ("_rung", "ring")
+
+    ring: Callable[[], None]
+    """Ends the wait. Where the loop is gone there is nobody to be woken."""
+
+    def __init__(self) -> None:
+        self._rung, self.ring = _trio_bell() if is_in_trio() else _asyncio_bell()
+
+    async def wait(self) -> None:
+        """Until it rings."""
+        await self._rung
+
+
+def _asyncio_bell() -> tuple[Awaitable[None], Callable[[], None]]:
+    loop = asyncio.get_running_loop()
+    rung: asyncio.Future[None] = loop.create_future()
+
+    def ring() -> None:
+        with suppress(RuntimeError):  # the loop is closed, and the waiter gone
+            loop.call_soon_threadsafe(_set_done, rung)
+
+    return rung, ring
+
+
+def _trio_bell() -> tuple[Awaitable[None], Callable[[], None]]:
+    import trio
+
+    token = trio.lowlevel.current_trio_token()
+    rung = trio.Event()
+
+    def ring() -> None:
+        with suppress(trio.RunFinishedError):  # likewise
+            token.run_sync_soon(rung.set)
+
+    return _Awaited(rung.wait), ring
+
+
+class _Awaited:
+    """What makes its coroutine only when it is awaited."""
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._function = function
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._function().__await__()
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

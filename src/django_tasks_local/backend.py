@@ -1,7 +1,7 @@
 """Django's contract for task backends, kept thinly over an alias's state."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, override
 
 import anyio.to_thread
@@ -10,14 +10,15 @@ from django.core.checks import CheckMessage
 from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import DEFAULT_TASK_QUEUE_NAME, Task
+from django.tasks.exceptions import InvalidTask
 
 from .async_bridge import is_in_trio
+from .backoff import Backoff
 from .checks import as_check_messages, as_exception
 from .context import current_result_id, is_running, parent_link
 from .dispatcher import Retired
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
-from .json_text import encode_arguments
 from .options import (
     Finding,
     LocalOptions,
@@ -26,16 +27,19 @@ from .options import (
     parse_queues,
 )
 from .protocols import ExecutorFactory, ParentLink
-from .records import EnqueueRequest, GetRequest
+from .records import CancelRequest, Enqueued, EnqueueRequest, GetRequest, Record
 from .results import LocalTaskResult, handle_of
 from .state import (
     ExecutorState,
+    cancel,
     find_unfinished,
     open_state,
     settings_generation,
     shutdown_executor,
 )
-from .tasks import LocalTask, task_spec
+from .tasks import LocalTask, arguments_text, metadata_text, task_spec
+from .times import to_timestamp
+from .worker import is_async
 
 __all__ = [
     "FuturesBackend",
@@ -53,11 +57,14 @@ class FuturesBackend(BaseTaskBackend):
     """
 
     task_class: type["Task[..., Any]"] = LocalTask
-    supports_defer: bool = False
+    supports_defer: bool = True
     supports_async_task: bool = True
     supports_get_result: bool = True
     supports_priority: bool = True
+    supports_metadata: bool = True
 
+    has_threads: ClassVar[bool] = False
+    """The options of threads (`ThreadPoolOptions`) are among its own."""
     has_processes: ClassVar[bool] = False
     """The options of worker processes (`ProcessPoolOptions`) are among its own."""
     default_executor: ClassVar[ExecutorFactory]
@@ -110,6 +117,49 @@ class FuturesBackend(BaseTaskBackend):
             lambda: ExecutorState(alias=self.alias, sender=type(self), options=options),
         )
 
+    @property
+    def default_backoff(self) -> Backoff | None:
+        """The alias's ``BACKOFF``; None where its settings are wrong."""
+        options = self._parse()
+        return None if isinstance(options, list) else options.backoff
+
+    @override
+    def validate_task(self, task: "Task[..., Any]") -> None:
+        """Raise InvalidTask where the backend cannot run such a task."""
+        super().validate_task(task)
+        timeout = self.options.get("TIMEOUT")
+        where = f"TASKS[{self.alias!r}]['OPTIONS']['TIMEOUT']"
+        if isinstance(task, LocalTask) and task.timeout is not None:
+            timeout, where = task.timeout, "timeout"
+        if timeout is not None and not self._can_stop(task.func):
+            raise InvalidTask(
+                f"{where} of {timeout!r} s cannot be kept for task "
+                f"{task.module_path}: {type(self).__name__} cannot stop "
+                f"{'a coroutine' if is_async(task.func) else 'a function'}. Worker "
+                "processes (ProcessPoolBackend) are killed when their time is over, "
+                "and coroutines (async def) are cancelled on threads too; for "
+                "functions on threads there is OPTIONS['TIMEOUT_ON_THREADS'] = "
+                "'raise', with the risks that the documentation names."
+            )
+
+    def _can_stop(self, function: Callable[..., Any]) -> bool:
+        """Whether what runs the tasks can end such a call."""
+        if is_async(function):
+            attribute = "can_stop_coroutines"
+        elif self.has_threads and self.options.get("TIMEOUT_ON_THREADS") == "raise":
+            return True
+        else:
+            attribute = "can_stop_functions"
+        return bool(getattr(self._executor_factory(), attribute, False))
+
+    def _executor_factory(self) -> object:
+        """What is known of it before all of the settings are looked at."""
+        factory = self.options.get("EXECUTOR", self.default_executor)
+        if isinstance(factory, str):
+            parsed = self._parse()  # imports it
+            return None if isinstance(parsed, list) else parsed.executor
+        return factory
+
     @override
     def enqueue[**P, R](  # type: ignore[override]  # see `results._TaskResult`
         self,
@@ -122,16 +172,9 @@ class FuturesBackend(BaseTaskBackend):
         Raises InvalidTask where the backend cannot run it, TypeError for arguments
         that are not JSON, QueueFull, ImproperlyConfigured; then nothing was stored.
         """
-        arguments = self._validate(task, args, kwargs)
-        link = parent_link()
-        if link is not None:
-            return self._enqueue_by(link, task, arguments)
-        spec = task_spec(task)
-        while True:
-            try:
-                return self.state.enqueue(task, spec, arguments)
-            except Retired:
-                continue  # the settings have just changed: the alias begins anew
+        self.validate_task(task)
+        calls = [arguments_text(task, args or (), kwargs or {})]
+        return self._enqueue(task, calls)[0]
 
     @override
     async def aenqueue[**P, R](  # type: ignore[override]  # see `results._TaskResult`
@@ -145,22 +188,54 @@ class FuturesBackend(BaseTaskBackend):
         With a store that does not block, such as the memory store, no other thread
         takes part, unless receivers of `task_enqueued` besides Django's own do.
         """
-        if parent_link() is not None or self.state.store.may_block:
-            return await _in_thread(self.enqueue, task, args, kwargs)
-        arguments = self._validate(task, args, kwargs)
-        spec = task_spec(task)
-        while True:
-            try:
-                return await self.state.aenqueue(task, spec, arguments)
-            except Retired:
-                continue  # as above
+        self.validate_task(task)
+        calls = [arguments_text(task, args or (), kwargs or {})]
+        return (await self._aenqueue(task, calls))[0]
+
+    def enqueue_many[**P, R](
+        self,
+        task: "Task[P, R]",
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+    ) -> list[LocalTaskResult[R]]:
+        """Have a task run once for each pair of `args` and `kwargs`, or not at all.
+
+        The handles come in the order of the calls. All arguments are looked at before
+        anything is stored, with a single write to the store. Raises as `enqueue`.
+        """
+        return self._enqueue(task, self._texts_of(task, calls))
+
+    async def aenqueue_many[**P, R](
+        self,
+        task: "Task[P, R]",
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+    ) -> list[LocalTaskResult[R]]:
+        """As `enqueue_many`, for coroutines."""
+        return await self._aenqueue(task, self._texts_of(task, calls))
+
+    def cancel(self, result_id: str, /, *, wait: bool = False) -> bool:
+        """Cancel a task, by its result's id (see `LocalTaskResult.cancel`).
+
+        Raises TaskResultDoesNotExist.
+        """
+        if wait:
+            return self.get_result(result_id).cancel(wait=True)
+        return self._cancel(result_id)
+
+    async def acancel(self, result_id: str, /, *, wait: bool = False) -> bool:
+        """As `cancel`, for coroutines."""
+        if wait:
+            result = await self.aget_result(result_id)
+            return await result.acancel(wait=True)
+        return await _in_thread(self._cancel, result_id)
 
     @override
     def get_result(self, result_id: str) -> LocalTaskResult[Any]:
         """The handle of a result, by id. Raises TaskResultDoesNotExist."""
         link = parent_link()
         if link is not None:
-            return handle_of(link.request(GetRequest(self.alias, result_id)))
+            record = link.request(GetRequest(self.alias, result_id))
+            assert isinstance(record, Record)  # as the parent answers that
+            return handle_of(record)
         if is_running(self.alias):  # perhaps since before the settings changed
             unfinished = find_unfinished(self.alias, result_id)
             if unfinished is not None:
@@ -192,38 +267,68 @@ class FuturesBackend(BaseTaskBackend):
                 backend_name=type(self).__name__,
                 default_max_workers=self.default_max_workers(),
                 default_executor=self.default_executor,
+                has_threads=self.has_threads,
                 has_processes=self.has_processes,
             )
         return self._parsed
 
-    def _validate(
+    def _texts_of(
         self,
         task: "Task[..., Any]",
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-    ) -> str:
-        """The arguments' JSON text, of a task that this backend can run."""
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+    ) -> list[str]:
         self.validate_task(task)
-        try:
-            return encode_arguments(args or (), kwargs or {})
-        except TypeError as err:
-            raise TypeError(
-                f"The arguments of task {task.module_path} must be JSON: {err}"
-            ) from err
+        return [arguments_text(task, args, kwargs) for args, kwargs in calls]
+
+    def _enqueue(
+        self, task: "Task[..., Any]", calls: Sequence[str]
+    ) -> list[LocalTaskResult[Any]]:
+        link = parent_link()
+        if not calls:
+            return []
+        if link is not None:
+            return self._enqueue_by(link, task, calls)
+        spec = task_spec(task)
+        while True:
+            try:
+                return self.state.enqueue(task, spec, calls)
+            except Retired:
+                continue  # the settings have just changed: the alias begins anew
+
+    async def _aenqueue(
+        self, task: "Task[..., Any]", calls: Sequence[str]
+    ) -> list[LocalTaskResult[Any]]:
+        if parent_link() is not None or self.state.store.may_block:
+            return await _in_thread(self._enqueue, task, calls)
+        if not calls:
+            return []
+        spec = task_spec(task)
+        while True:
+            try:
+                return await self.state.aenqueue(task, spec, calls)
+            except Retired:
+                continue  # as above
 
     def _enqueue_by(
-        self, link: ParentLink, task: "Task[..., Any]", arguments: str
-    ) -> LocalTaskResult[Any]:
-        run_after = task.run_after
-        record = link.request(
+        self, link: ParentLink, task: "Task[..., Any]", calls: Sequence[str]
+    ) -> list[LocalTaskResult[Any]]:
+        answer = link.request(
             EnqueueRequest(
                 task_spec(task),
                 self.alias,
-                arguments,
-                None if run_after is None else run_after.timestamp(),
+                tuple(calls),
+                to_timestamp(task.run_after),
+                metadata_text(task),
             )
         )
-        return handle_of(record, task=task)
+        assert isinstance(answer, Enqueued)  # as the parent answers that
+        return [handle_of(record, task=task) for record in answer.records]
+
+    def _cancel(self, result_id: str) -> bool:
+        link = parent_link()
+        if link is not None:
+            return bool(link.request(CancelRequest(self.alias, result_id)))
+        return cancel(self.alias, result_id)
 
 
 def _no_state() -> None:
@@ -241,6 +346,8 @@ async def _in_thread[**P, R](
 
 class ThreadPoolBackend(FuturesBackend):
     """Runs tasks on threads of this process: for work that waits for I/O."""
+
+    has_threads: ClassVar[bool] = True
 
     default_executor: ClassVar[ExecutorFactory] = ThreadExecutor
 

@@ -1,17 +1,25 @@
 """What a task sees: its result's id, its context, and the slot it runs on."""
 
 import logging
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
+import anyio.to_thread
 from django.tasks.base import TaskContext
 
+from .errors import TaskCancelled
 from .identity import this_process
+from .json_text import decode_value, encode_metadata
+from .progress import METADATA_KEY, ProgressWriter, check_progress
 
 if TYPE_CHECKING:
-    from .protocols import ParentLink, SlotLender
+    from django.tasks.base import TaskResult
+
+    from .protocols import ParentLink, SlotLender, TaskHost
 
     # Generic for type checkers only: subscripting it fails at run time.
     class _TaskContext(TaskContext[..., Any]):
@@ -23,10 +31,13 @@ __all__ = [
     "LocalTaskContext",
     "ResultIdFilter",
     "RunningTask",
+    "close_context",
     "current_result_id",
     "enter_task",
     "is_running",
+    "is_running_here",
     "lending_slot",
+    "open_context",
     "parent_link",
     "running_task",
     "set_parent_link",
@@ -40,10 +51,153 @@ class LocalTaskContext(_TaskContext):
     """Given to a task defined with ``takes_context=True`` as its first argument.
 
     `task_result` is the task's own result as of the start of this attempt, and
-    `attempt` that attempt's number, beginning with 1.
+    `attempt` that attempt's number, beginning with 1. Any thread may call any method.
+    One that a test makes itself, or that another backend's task gets, keeps what it is
+    told to itself.
     """
 
-    __slots__ = ()
+    __slots__ = ("_host", "_metadata", "_saved", "_writer")
+
+    _host: "TaskHost"
+    _metadata: dict[str, Any]
+    _saved: dict[str, Any]
+    _writer: ProgressWriter
+
+    @override
+    def __setattr__(self, name: str, value: object) -> None:
+        # The frozen base class's own does not work in a subclass with slots.
+        if name != "metadata":
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        object.__setattr__(self, name, value)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the task was given besides its arguments, and tells of itself.
+
+        Values that are JSON, by string keys. What the task changes is saved when the
+        attempt ends, however it does, and by `save_metadata`.
+        """
+        try:
+            return self._metadata
+        except AttributeError:
+            metadata = self._decode_saved()
+            object.__setattr__(self, "_metadata", metadata)
+            return metadata
+
+    @metadata.setter
+    def metadata(self, metadata: dict[str, Any]) -> None:
+        object.__setattr__(self, "_metadata", metadata)
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the task has been asked to stop (`LocalTaskResult.cancel`)."""
+        host = self._find_host()
+        return host is not None and host.is_cancel_requested(self.task_result.id)
+
+    def checkpoint(self) -> None:
+        """End the task here if it has been asked to stop: raises TaskCancelled."""
+        if self.cancel_requested:
+            raise TaskCancelled("The task was cancelled while it ran.")
+
+    def save_metadata(self) -> None:
+        """Let others see `metadata` as it is now, then do as `checkpoint` does.
+
+        Raises TypeError where it is no dict of JSON, and then saves nothing;
+        RuntimeError where the attempt has ended; and what the store raises.
+        """
+        self._save(encode_metadata(self.metadata))
+        self.checkpoint()
+
+    async def asave_metadata(self) -> None:
+        """As `save_metadata`, on an event loop."""
+        text = encode_metadata(self.metadata)
+        await self._without_blocking(self._save, text)
+        self.checkpoint()
+
+    def report_progress(
+        self, done: float, total: float | None = None, message: str = ""
+    ) -> None:
+        """Let others see how far the task has got (`LocalTaskResult.progress`).
+
+        May be called as often as one likes: at most 20 times a second something is
+        saved, and the last report always, at the latest when the attempt ends. Then
+        does as `checkpoint` does. It becomes part of the metadata, under "progress".
+        Raises TypeError or ValueError where `done`, or a `total`, is no finite number.
+        """
+        progress = self._note_progress(done, total, message)
+        self._find_writer().report(progress)
+        self.checkpoint()
+
+    async def areport_progress(
+        self, done: float, total: float | None = None, message: str = ""
+    ) -> None:
+        """As `report_progress`, on an event loop."""
+        progress = self._note_progress(done, total, message)
+        await self._without_blocking(self._find_writer().report, progress)
+        self.checkpoint()
+
+    def _note_progress(
+        self, done: float, total: float | None, message: str
+    ) -> dict[str, Any]:
+        check_progress(done, total, message)
+        progress = {"done": done, "total": total, "message": message, "at": time.time()}
+        self.metadata[METADATA_KEY] = progress
+        return progress
+
+    def _write_progress(self, progress: dict[str, Any]) -> None:
+        # What else the task has changed is saved when it says so.
+        self._save(encode_metadata({**self._decode_saved(), METADATA_KEY: progress}))
+
+    def _find_writer(self) -> ProgressWriter:
+        try:
+            return self._writer
+        except AttributeError:
+            writer = ProgressWriter(self._write_progress)
+            object.__setattr__(self, "_writer", writer)
+            return writer
+
+    def _save(self, text: str) -> None:
+        host = self._find_host()
+        if host is not None:
+            host.save_metadata(self.task_result.id, text, attempt=self.attempt)
+        object.__setattr__(self, "_saved", decode_value(text))
+
+    def _decode_saved(self) -> dict[str, Any]:
+        try:
+            return {**self._saved}
+        except AttributeError:
+            return getattr(self.task_result, "metadata", {})
+
+    async def _without_blocking[*T](
+        self, function: Callable[[*T], None], *args: *T
+    ) -> None:
+        host = self._find_host()
+        if host is not None and host.may_block:
+            await anyio.to_thread.run_sync(function, *args)
+        else:
+            function(*args)
+
+    def _find_host(self) -> "TaskHost | None":
+        return getattr(self, "_host", None)
+
+
+def open_context(result: "TaskResult[..., Any]", host: "TaskHost") -> LocalTaskContext:
+    """The context of an attempt that is about to run."""
+    context = LocalTaskContext(task_result=result)
+    object.__setattr__(context, "_host", host)
+    return context
+
+
+def close_context(context: LocalTaskContext, /) -> str | None:
+    """The metadata that the attempt leaves, as JSON text; None: as it was saved last.
+
+    Nothing is saved any more. Raises TypeError where it is no dict of JSON.
+    """
+    writer: ProgressWriter | None = getattr(context, "_writer", None)
+    if writer is not None:
+        writer.close()
+    metadata: dict[str, Any] | None = getattr(context, "_metadata", None)
+    return None if metadata is None else encode_metadata(metadata)
 
 
 class ResultIdFilter(logging.Filter):
@@ -82,6 +236,12 @@ def is_running(alias: str, /) -> bool:
     """Whether the code that asks is part of a running task of that alias."""
     running = _running_here()
     return running is not None and running.alias == alias
+
+
+def is_running_here(result_id: str, /) -> bool:
+    """Whether the code that asks is part of that very task."""
+    running = _running_here()
+    return running is not None and running.result_id == result_id
 
 
 def _running_here() -> RunningTask | None:

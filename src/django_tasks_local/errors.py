@@ -4,7 +4,14 @@ from typing import override
 
 from django.tasks.exceptions import TaskException
 
-__all__ = ["QueueFull", "TaskFailed", "WorkerLost"]
+__all__ = [
+    "QueueFull",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskTimeout",
+    "WorkerLost",
+    "path_of",
+]
 
 
 class QueueFull(TaskException):
@@ -12,6 +19,19 @@ class QueueFull(TaskException):
 
     Nothing was stored, and the task will not run: enqueue it again later.
     """
+
+
+class TaskCancelled(BaseException):
+    """Recorded as the error of a task that was cancelled.
+
+    Raised within a task on a thread that was asked to stop, by its context's
+    `checkpoint`, `save_metadata` and `report_progress`. As `asyncio.CancelledError` it
+    is no `Exception`, so that ``except Exception`` in a task lets it through.
+    """
+
+
+class TaskTimeout(TimeoutError):
+    """Recorded as the error of an attempt that took longer than its ``timeout``."""
 
 
 class TaskFailed(Exception):
@@ -64,3 +84,8 @@ class WorkerLost(Exception):
     It is never raised: a task that was lost is FAILED, its last error names this
     class, and the error's text names the signal or the exit code.
     """
+
+
+def path_of(error_class: type[BaseException], /) -> str:
+    """The dotted path under which an exception's class is recorded."""
+    return f"{error_class.__module__}.{error_class.__qualname__}"

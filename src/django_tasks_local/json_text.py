@@ -19,6 +19,7 @@ __all__ = [
     "decode_value",
     "encode_arguments",
     "encode_foreign",
+    "encode_metadata",
     "encode_value",
 ]
 
@@ -90,6 +91,19 @@ def encode_arguments(args: Sequence[object], kwargs: Mapping[str, object], /) ->
 def encode_foreign(value: object, /) -> str:
     """The JSON text of what another backend's result holds, NaN and all."""
     return json.dumps(value)
+
+
+def encode_metadata(metadata: object, /) -> str:
+    """The JSON text of a task's metadata. Raises TypeError for what is no such dict."""
+    if not isinstance(metadata, dict):
+        raise TypeError(f"A task's metadata must be a dict, got {metadata!r}.")
+    for key in cast("dict[object, object]", metadata):
+        if not isinstance(key, str):
+            raise TypeError(f"The keys of metadata must be strings, got {key!r}.")
+    try:
+        return encode_value(cast("dict[object, object]", metadata))
+    except TypeError as err:
+        raise TypeError(f"A task's metadata must be JSON: {err}") from err
 
 
 def decode_arguments(text: str, /) -> tuple[list[Any], dict[str, Any]]:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard, cast
 
 from django.utils.module_loading import import_string
 
+from .backoff import Backoff, exponential
 from .protocols import ExecutorFactory, ResultStoreFactory
 
 __all__ = [
@@ -31,8 +32,12 @@ __all__ = [
     "ProcessPoolOptions",
     "ProcessPoolSetting",
     "TasksSetting",
+    "ThreadPoolOptions",
     "ThreadPoolSetting",
     "default_process_count",
+    "is_count",
+    "is_duration",
+    "is_timeout",
     "parse_options",
     "parse_queues",
 ]
@@ -49,6 +54,12 @@ class PoolOptions(TypedDict, total=False):
     """How many tasks may wait before an enqueue raises QueueFull (None: no limit)."""
     SHUTDOWN_TIMEOUT: float
     """Seconds that are given to tasks at exit (30.0)."""
+    MAX_ATTEMPTS: int
+    """How often a task runs at most, as long as it fails (1)."""
+    BACKOFF: str | Backoff
+    """What says when a failed task runs again, or its dotted path (`exponential()`)."""
+    TIMEOUT: float | None
+    """How many seconds an attempt may take, None for any (None)."""
     STORE: str | ResultStoreFactory
     """``"memory"``, or a `ResultStoreFactory` or its dotted path (``"memory"``)."""
     STORE_OPTIONS: Mapping[str, object]
@@ -57,6 +68,14 @@ class PoolOptions(TypedDict, total=False):
     """An `ExecutorFactory` of your own or its dotted path."""
     EXECUTOR_OPTIONS: Mapping[str, object]
     """What an executor of your own takes ({})."""
+
+
+class ThreadPoolOptions(PoolOptions, total=False):
+    """The ``OPTIONS`` of a thread backend. All may be left out."""
+
+    TIMEOUT_ON_THREADS: Literal["raise"] | None
+    """``"raise"``: functions may have a time limit, which is kept by raising an
+    exception in their thread from outside (None)."""
 
 
 class ProcessPoolOptions(PoolOptions, total=False):
@@ -80,7 +99,7 @@ class ThreadPoolSetting(TypedDict):
         "django_tasks_local.backend.ThreadPoolBackend",
     ]
     QUEUES: NotRequired[Sequence[str]]
-    OPTIONS: NotRequired[PoolOptions]
+    OPTIONS: NotRequired[ThreadPoolOptions]
 
 
 class ProcessPoolSetting(TypedDict):
@@ -139,6 +158,14 @@ class LocalOptions:
     store_options: Mapping[str, object]
     executor: ExecutorFactory
     executor_options: Mapping[str, object]
+    max_attempts: int = 1
+    """How often a task runs at most; at least 1."""
+    backoff: Backoff = field(default_factory=exponential)
+    """What says when a failed task runs again."""
+    timeout_s: float | None = None
+    """How many seconds an attempt may take; None: any."""
+    raises_in_threads: bool = False
+    """Functions on threads may be stopped by an exception from outside."""
     max_tasks_per_child: int | None = None
     """After how many tasks a worker process is replaced; None: never."""
     max_memory_per_child_mb: float | None = None
@@ -191,7 +218,8 @@ def _is_whole(value: object, *, at_least: int, or_none: bool = False) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
-def _is_duration(value: object) -> bool:
+def is_duration(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number of seconds, 0 or more."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -199,15 +227,25 @@ def _is_duration(value: object) -> bool:
     )
 
 
+def is_count(value: object) -> bool:
+    """Whether it is an integer of at least 1."""
+    return _is_whole(value, at_least=1)
+
+
+def is_timeout(value: object) -> bool:
+    """Whether it is a number of seconds above 0."""
+    return is_duration(value) and value > 0
+
+
 # The casts here say what `isinstance` cannot: nothing is known of a user's items yet.
 
 
 def _is_over_zero(value: object) -> bool:
-    return value is None or (_is_duration(value) and value != 0)
+    return value is None or is_timeout(value)
 
 
 def _is_duration_or_none(value: object) -> bool:
-    return value is None or _is_duration(value)
+    return value is None or is_duration(value)
 
 
 def _is_paths(value: object) -> bool:
@@ -231,8 +269,12 @@ def _is_factory(value: object) -> bool:
     return callable(value) or (isinstance(value, str) and "." in value)
 
 
+def _is_raise(value: object) -> bool:
+    return value is None or value == "raise"
+
+
 _KEYS: Mapping[str, _Key] = {
-    "MAX_WORKERS": _Key("an integer of at least 1", partial(_is_whole, at_least=1)),
+    "MAX_WORKERS": _Key("an integer of at least 1", is_count),
     "MAX_RESULTS": _Key(
         "an integer of at least 0, or None",
         partial(_is_whole, at_least=0, or_none=True),
@@ -241,11 +283,17 @@ _KEYS: Mapping[str, _Key] = {
         "an integer of at least 1, or None",
         partial(_is_whole, at_least=1, or_none=True),
     ),
-    "SHUTDOWN_TIMEOUT": _Key("a number of seconds, 0 or more", _is_duration),
+    "SHUTDOWN_TIMEOUT": _Key("a number of seconds, 0 or more", is_duration),
+    "MAX_ATTEMPTS": _Key("an integer of at least 1", is_count),
+    "BACKOFF": _Key("a callable or its dotted path", _is_factory),
+    "TIMEOUT": _Key("a number of seconds above 0, or None", _is_over_zero),
     "STORE": _Key("'memory', or a ResultStoreFactory or its dotted path", _is_store),
     "STORE_OPTIONS": _Key("a dict with strings for keys", _is_options),
     "EXECUTOR": _Key("an ExecutorFactory or its dotted path", _is_factory),
     "EXECUTOR_OPTIONS": _Key("a dict with strings for keys", _is_options),
+}
+_THREAD_KEYS: Mapping[str, _Key] = {
+    "TIMEOUT_ON_THREADS": _Key("'raise' or None", _is_raise),
 }
 _PROCESS_KEYS: Mapping[str, _Key] = {
     "MAX_TASKS_PER_CHILD": _Key(
@@ -258,7 +306,13 @@ _PROCESS_KEYS: Mapping[str, _Key] = {
     ),
     "CONTEXT": _Key("a list of dotted paths of ContextVar objects", _is_paths),
 }
-_ALL_KEYS: Mapping[str, _Key] = {**_KEYS, **_PROCESS_KEYS}
+_ALL_KEYS: Mapping[str, _Key] = {**_KEYS, **_THREAD_KEYS, **_PROCESS_KEYS}
+_WHOSE = {
+    **dict.fromkeys(_THREAD_KEYS, "Threads have it: ThreadPoolBackend takes it."),
+    **dict.fromkeys(
+        _PROCESS_KEYS, "Worker processes have it: ProcessPoolBackend takes it."
+    ),
+}
 
 
 # What a factory is called with, besides the options.
@@ -286,11 +340,13 @@ def parse_options(
     backend_name: str,
     default_max_workers: int,
     default_executor: ExecutorFactory,
+    has_threads: bool = False,
     has_processes: bool = False,
 ) -> LocalOptions | list[Finding]:
     """The options of ``TASKS[alias]``, or all that is wrong with them.
 
-    `has_processes`: the options of worker processes are among those that it may have.
+    `has_threads`, `has_processes`: the options of threads, and those of worker
+    processes, are among those that it may have.
     """
     findings = list(_find_wrong_keys(alias, params))
     raw = params.get("OPTIONS", {})
@@ -303,7 +359,11 @@ def parse_options(
         )
         return findings
     given = cast("Mapping[object, Any]", raw)
-    known = _ALL_KEYS if has_processes else _KEYS
+    known = {
+        **_KEYS,
+        **(_THREAD_KEYS if has_threads else {}),
+        **(_PROCESS_KEYS if has_processes else {}),
+    }
     findings += _find_wrong_options(alias, given, backend_name, known)
     if findings:
         return findings
@@ -314,6 +374,9 @@ def parse_options(
             findings.append(factory)
         else:
             findings += _find_unknown_names(alias, f"{key}_OPTIONS", given, factory)
+    backoff = _import_backoff(alias, given.get("BACKOFF"))
+    if isinstance(backoff, Finding):
+        findings.append(backoff)
     context_vars: dict[str, ContextVar[Any]] = {}
     for path in given.get("CONTEXT", ()):
         found = _import_context_var(alias, path)
@@ -321,7 +384,7 @@ def parse_options(
             findings.append(found)
         else:
             context_vars[path] = found
-    if findings:
+    if isinstance(backoff, Finding) or findings:
         return findings
     idle_timeout_s = given.get("IDLE_TIMEOUT", 60.0 if has_processes else None)
     return LocalOptions(
@@ -332,6 +395,10 @@ def parse_options(
             # Longer than that no thread can wait: 292 years.
             min(given.get("SHUTDOWN_TIMEOUT", 30.0), threading.TIMEOUT_MAX)
         ),
+        max_attempts=given.get("MAX_ATTEMPTS", 1),
+        backoff=backoff,
+        timeout_s=given.get("TIMEOUT"),
+        raises_in_threads=given.get("TIMEOUT_ON_THREADS") == "raise",
         max_tasks_per_child=given.get("MAX_TASKS_PER_CHILD"),
         max_memory_per_child_mb=given.get("MAX_MEMORY_PER_CHILD_MB"),
         idle_timeout_s=(
@@ -382,9 +449,7 @@ def _find_wrong_options(
             yield Finding(
                 _UNKNOWN_KEY,
                 f"{where} is not an option of {backend_name}.",
-                "Worker processes have it: ProcessPoolBackend takes it."
-                if key in _PROCESS_KEYS
-                else _nearest(str(key), known),
+                _WHOSE.get(str(key)) or _nearest(str(key), known),
             )
         elif not rule.is_right(value):
             yield Finding(
@@ -445,6 +510,24 @@ def _import(alias: str, key: str, value: Any) -> Any:
             f"called with (options, {keyword}=…).",
         )
     return factory
+
+
+def _import_backoff(alias: str, value: Any) -> Backoff | Finding:
+    where = f"TASKS[{alias!r}]['OPTIONS']['BACKOFF']"
+    if value is None:
+        return exponential()
+    backoff: Any = value
+    if isinstance(value, str):
+        try:
+            backoff = import_string(value)
+        except Exception as err:  # as above
+            return _not_importable(where, value, err)
+    if not callable(backoff):
+        return Finding(
+            _WRONG_VALUE,
+            f"{where} must be {_KEYS['BACKOFF'].accepted}, got {backoff!r}.",
+        )
+    return cast("Backoff", backoff)  # of its parameters nothing is known here
 
 
 def _import_context_var(alias: str, path: str) -> ContextVar[Any] | Finding:

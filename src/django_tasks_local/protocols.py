@@ -10,12 +10,16 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from .records import (
+    Answer,
     Call,
+    CancelRequest,
+    Enqueued,
     EnqueueRequest,
     GetRequest,
+    Interruption,
     Outcome,
     Record,
-    Refusal,
+    Request,
     Timestamp,
 )
 
@@ -29,6 +33,7 @@ __all__ = [
     "ResultStoreFactory",
     "SlotLender",
     "TaskExecutor",
+    "TaskHost",
     "Waitable",
     "WorkerHost",
 ]
@@ -54,10 +59,31 @@ class SlotLender(Protocol):
         ...
 
 
-class WorkerHost(SlotLender, Protocol):
+class TaskHost(SlotLender, Protocol):
+    """What a running task has of the alias that runs it. Any thread may call it."""
+
+    @property
+    def may_block(self) -> bool:
+        """Whether `save_metadata` may wait for a disk, a network or a process."""
+        ...
+
+    def save_metadata(self, result_id: str, metadata: str, /, *, attempt: int) -> None:
+        """Let others see this JSON text as the running task's metadata.
+
+        Raises RuntimeError where that attempt does not run any more, and what the
+        store raises.
+        """
+        ...
+
+    def is_cancel_requested(self, result_id: str, /) -> bool:
+        """Whether the running task has been asked to stop."""
+        ...
+
+
+class WorkerHost(TaskHost, Protocol):
     """The way up from a worker: what an executor tells, and asks of, its alias.
 
-    Any thread may call any of these, and none of them raises.
+    Any thread may call any of these, and none of them raises, but for `save_metadata`.
     """
 
     @property
@@ -65,31 +91,41 @@ class WorkerHost(SlotLender, Protocol):
         """The alias that the executor works for."""
         ...
 
-    def started(self, result_id: str, /, *, worker_id: str, at: Timestamp) -> Record:
+    def started(
+        self, result_id: str, /, *, worker_id: str, at: Timestamp
+    ) -> Record | None:
         """A worker is about to run the call: an attempt begins.
 
         Saves the record as RUNNING and sends `task_started`; returns once its
         receivers have. To be called on the call's own slot, before the function runs
         and before anything of the call reaches a worker that may die of it. The
-        record that comes back is what the task should see.
+        record that comes back is what the task should see. None where the task was
+        cancelled before: then it must not run, and what its Outcome says is ignored.
         """
         ...
 
-    def serve(self, request: EnqueueRequest | GetRequest, /) -> Record | Refusal:
+    def serve(self, request: EnqueueRequest | GetRequest | CancelRequest, /) -> Answer:
         """Do for a task in another process what it could have done here.
 
         May block for as long as a store does.
         """
         ...
 
-    def on_finished(
-        self, alias: str, result_id: str, notify: Callable[[Record], None], /
+    def on_change(
+        self,
+        alias: str,
+        result_id: str,
+        notify: Callable[[Record], None],
+        /,
+        *,
+        revision: int | None = None,
     ) -> Callable[[], None] | None:
-        """Have `notify` called with a result of this process once it is finished.
+        """Have `notify` called once, when a result of this process is finished.
 
-        Returns what takes that back, or None where there is nothing to wait for: the
-        result is finished or unknown. `notify` is called from another thread, must
-        not block and must not raise.
+        With a `revision`: as soon as its record has a later one. Returns what takes
+        that back, or None where there is nothing to wait for: it is so already, or
+        the result is unknown. `notify` is called with the record, from another
+        thread; it must not block and must not raise.
         """
         ...
 
@@ -111,6 +147,18 @@ class TaskExecutor(Protocol):
         """
         ...
 
+    def interrupt(
+        self, result_id: str, /, *, attempt: int, reason: Interruption
+    ) -> bool:
+        """End a call that runs; its Outcome still comes.
+
+        `attempt` counts from 1: another attempt of the same task is left alone. False
+        where it does not run, or this executor cannot end such a call. Any thread may
+        call it; it does not wait. A call that ends by itself just then has the
+        Outcome that it has.
+        """
+        ...
+
     def shutdown(self, *, timeout_s: float) -> None:
         """End the workers; a call that still runs has `timeout_s` seconds left.
 
@@ -126,7 +174,9 @@ class ExecutorFactory(Protocol):
 
     Should start nothing by itself: a worker is due when its slot is first used. May
     have an attribute `option_names`, a sequence of strings: then any other name in
-    ``EXECUTOR_OPTIONS`` is an error of the settings.
+    ``EXECUTOR_OPTIONS`` is an error of the settings. And attributes
+    `can_stop_functions` and `can_stop_coroutines`, which are True where `interrupt`
+    ends such calls: without them their tasks cannot have a time limit.
     """
 
     def __call__(self, options: "LocalOptions", /, *, host: WorkerHost) -> TaskExecutor:
@@ -222,23 +272,41 @@ class Waitable(Protocol):
         """The same without blocking."""
         ...
 
-    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
+    def wait(
+        self,
+        timeout_s: float | None,
+        /,
+        *,
+        at_end: Callable[[], None],
+        revision: int | None = None,
+    ) -> bool:
         """Block until `record` is finished; False after `timeout_s` seconds.
 
-        Where a task of this process is waited for, whoever ends it calls `at_end`
-        before anything else is started. It must not block and must not raise.
+        With a `revision`: until it has a later one. Where a task of this process is
+        waited for, whoever ends the wait calls `at_end` before anything else is
+        started. It must not block and must not raise.
         """
         ...
 
-    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
+    async def wait_async(
+        self, *, at_end: Callable[[], None], revision: int | None = None
+    ) -> None:
         """The same without end and without blocking, under asyncio and trio."""
+        ...
+
+    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+        """Have `wake` called once, by another thread, when `record` is finished.
+
+        Returns what takes that back, or None where it is finished already. May block
+        where the result has to be looked up. `wake` must not block and must not raise.
+        """
         ...
 
 
 class ParentLink(Protocol):
     """What a worker process has of the process whose tasks it runs."""
 
-    def request(self, request: EnqueueRequest | GetRequest, /) -> Record:
+    def request(self, request: Request, /) -> Record | Enqueued | bool:
         """Have the parent do it. Blocks; raises what the parent's code raised."""
         ...
 

@@ -2,26 +2,42 @@
 
 from collections.abc import Callable
 from contextvars import Context
+from enum import Enum
 from typing import Any, NamedTuple
 
 from django.tasks.base import TaskResultStatus
 
+from .backoff import Backoff
+
 __all__ = [
+    "NO_METADATA",
+    "Answer",
     "Call",
+    "CancelRequest",
     "EnqueueRequest",
+    "Enqueued",
     "ErrorRecord",
     "GetRequest",
+    "Interruption",
+    "MetadataRequest",
     "Outcome",
     "Record",
     "Refusal",
+    "Request",
     "TaskSpec",
     "Timestamp",
+    "apply_cancel",
+    "apply_cancel_request",
+    "apply_metadata",
     "apply_outcome",
     "apply_start",
 ]
 
 type Timestamp = float
 """Seconds since the epoch, as `time.time` gives them."""
+
+NO_METADATA = "{}"
+"""The metadata of a task that has none."""
 
 FINISHED_STATUSES = frozenset({TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED})
 
@@ -66,6 +82,13 @@ class Record(NamedTuple):
     """The return value as JSON text, once the task is SUCCESSFUL."""
     errors: tuple[ErrorRecord, ...] = ()
     worker_ids: tuple[str, ...] = ()
+    metadata: str = NO_METADATA
+    """What the task is given besides its arguments, and tells of itself, as JSON text:
+    an object."""
+    due_at: Timestamp | None = None
+    """When a READY task may begin, by the wall clock; None: at once."""
+    is_cancel_requested: bool = False
+    """Somebody has asked the task to stop, while it ran."""
     revision: int = 0
     """Grows by one with each change that is saved."""
 
@@ -73,6 +96,15 @@ class Record(NamedTuple):
     def is_finished(self) -> bool:
         """Whether nothing about the task changes any more."""
         return self.status in FINISHED_STATUSES
+
+
+class Interruption(Enum):
+    """Why a running call is to stop."""
+
+    CANCEL = "cancel"
+    """Somebody has cancelled the task."""
+    TIMEOUT = "timeout"
+    """The attempt's time is over."""
 
 
 class Call(NamedTuple):
@@ -86,6 +118,11 @@ class Call(NamedTuple):
     """The live function, for executors of this process. Never pickled."""
     context: Context | None = None
     """A copy of the enqueuer's context, likewise. Nobody else runs in it."""
+    backoff: Backoff | None = None
+    """What to ask about another attempt when this one fails; None: there is none."""
+    timeout_s: float | None = None
+    """How many seconds the attempt may take: its executor is told when they are over
+    (`TaskExecutor.interrupt`)."""
 
 
 class Outcome(NamedTuple):
@@ -96,6 +133,14 @@ class Outcome(NamedTuple):
     value: str | None = None
     """The return value as JSON text."""
     error: ErrorRecord | None = None
+    metadata: str | None = None
+    """The metadata at the end, where the task may have changed it."""
+    is_backoff_asked: bool = False
+    """The call's backoff has been asked; otherwise the alias asks it."""
+    retry_after_s: float | None = None
+    """What it answered."""
+    further_errors: tuple[ErrorRecord, ...] = ()
+    """What else went wrong, after the function: in a backoff, or with the metadata."""
 
 
 class EnqueueRequest(NamedTuple):
@@ -103,15 +148,38 @@ class EnqueueRequest(NamedTuple):
 
     task: TaskSpec
     alias: str
-    arguments: str
+    arguments: tuple[str, ...]
+    """Those of each call, of which there may be several."""
     run_after: Timestamp | None
+    metadata: str
+
+
+class Enqueued(NamedTuple):
+    """The answer to an `EnqueueRequest`: a record for each call."""
+
+    records: tuple[Record, ...]
 
 
 class GetRequest(NamedTuple):
-    """A task in a worker process looks a result up."""
+    """A task in a worker process looks a result up. Answered with the record."""
 
     alias: str
     result_id: str
+
+
+class CancelRequest(NamedTuple):
+    """A task in a worker process cancels one. Answered with whether in time."""
+
+    alias: str
+    result_id: str
+
+
+class MetadataRequest(NamedTuple):
+    """A task in a worker process saves its metadata. Answered with True."""
+
+    result_id: str
+    metadata: str
+    attempt: int
 
 
 class Refusal(NamedTuple):
@@ -119,6 +187,13 @@ class Refusal(NamedTuple):
 
     exception_class_path: str
     message: str
+
+
+type Request = EnqueueRequest | GetRequest | CancelRequest | MetadataRequest
+"""What a task in a worker process may ask of its parent."""
+
+type Answer = Record | Enqueued | bool | Refusal
+"""What the parent says to it."""
 
 
 def apply_start(record: Record, /, *, worker_id: str, at: Timestamp) -> Record:
@@ -138,13 +213,29 @@ def apply_start(record: Record, /, *, worker_id: str, at: Timestamp) -> Record:
         None,
         record.errors,
         (*record.worker_ids, worker_id),
+        record.metadata,
+        record.due_at,
+        record.is_cancel_requested,
         record.revision + 1,
     )
 
 
 def apply_outcome(record: Record, outcome: Outcome, /) -> Record:
-    """The record after an attempt. The only place where a task becomes finished."""
+    """The record after an attempt: finished, or READY for another one."""
     error = outcome.error
+    retry_after_s = outcome.retry_after_s
+    due_at = record.due_at
+    finished_at: Timestamp | None = outcome.finished_at
+    status = TaskResultStatus.SUCCESSFUL
+    errors = record.errors
+    if error is not None:
+        errors = (*errors, error, *outcome.further_errors)
+        if retry_after_s is None:
+            status = TaskResultStatus.FAILED
+        else:
+            status = TaskResultStatus.READY
+            due_at = outcome.finished_at + retry_after_s
+            finished_at = None
     return Record(
         record.id,
         record.task,
@@ -153,12 +244,35 @@ def apply_outcome(record: Record, outcome: Outcome, /) -> Record:
         record.run_after,
         record.owner,
         record.enqueued_at,
-        TaskResultStatus.SUCCESSFUL if error is None else TaskResultStatus.FAILED,
+        status,
         record.started_at,
         record.last_attempted_at,
-        outcome.finished_at,
+        finished_at,
         outcome.value if error is None else None,
-        record.errors if error is None else (*record.errors, error),
+        errors,
         record.worker_ids,
+        record.metadata if outcome.metadata is None else outcome.metadata,
+        due_at,
+        record.is_cancel_requested,
         record.revision + 1,
     )
+
+
+def apply_cancel(record: Record, error: ErrorRecord, /, *, at: Timestamp) -> Record:
+    """The record of a waiting task that is not to run any more."""
+    return record._replace(
+        status=TaskResultStatus.FAILED,
+        finished_at=at,
+        errors=(*record.errors, error),
+        revision=record.revision + 1,
+    )
+
+
+def apply_cancel_request(record: Record, /) -> Record:
+    """The record of a running task that is to stop."""
+    return record._replace(is_cancel_requested=True, revision=record.revision + 1)
+
+
+def apply_metadata(record: Record, metadata: str, /) -> Record:
+    """The record of a running task with other metadata."""
+    return record._replace(metadata=metadata, revision=record.revision + 1)

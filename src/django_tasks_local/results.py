@@ -1,25 +1,25 @@
 """The handle: a Django `TaskResult` that can also be waited for and awaited."""
 
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast, override
 
 import anyio
-import anyio.to_thread
 from django.core.exceptions import SynchronousOnlyOperation
 from django.tasks import task_backends
-from django.tasks.backends.dummy import DummyBackend
 from django.tasks.base import Task, TaskError, TaskResult
 
-from .async_bridge import Completion, is_in_event_loop, is_in_trio
-from .context import lending_slot, parent_link
-from .errors import TaskFailed
+from .async_bridge import Completion, is_in_event_loop
+from .context import is_running_here, lending_slot, parent_link
+from .errors import TaskCancelled, TaskFailed, path_of
+from .foreign_results import ForeignResult, aget_result, record_of_foreign
 from .identity import this_process
-from .json_text import decode_arguments, decode_value, encode_foreign
+from .json_text import decode_arguments, decode_value
+from .progress import METADATA_KEY, Progress, as_progress
 from .protocols import Waitable
-from .records import ErrorRecord, Record, Timestamp
-from .task_registry import find_task, spec_of, to_datetime
+from .records import Record, Timestamp
+from .task_registry import find_task
+from .times import to_datetime
 
 if TYPE_CHECKING:
     # Generic for type checkers only: subscripting it fails at run time. A handle says
@@ -33,10 +33,15 @@ else:
         __slots__ = ()
 
 
-__all__ = ["LocalTaskResult", "handle_of", "record_of", "to_handle", "wait"]
-
-_FIRST_POLL_S = 0.01
-_LONGEST_POLL_S = 0.5
+__all__ = [
+    "LocalTaskResult",
+    "handle_of",
+    "is_cancelled",
+    "record_of",
+    "refuse_to_block",
+    "to_handle",
+    "wait",
+]
 
 
 class LocalTaskResult[R](_TaskResult[R]):
@@ -57,6 +62,23 @@ class LocalTaskResult[R](_TaskResult[R]):
     def record(self) -> Record:
         """The plain data that this handle shows."""
         return self._record
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the task was given besides its arguments, and has told of itself.
+
+        A fresh copy at each access.
+        """
+        metadata: dict[str, Any] = decode_value(self._record.metadata)
+        return metadata
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the task had got, if it has said so in its metadata.
+
+        With `LocalTaskContext.report_progress`; what is no such report is None.
+        """
+        return as_progress(self.metadata.get(METADATA_KEY))
 
     @override
     def __eq__(self, other: object) -> bool:
@@ -95,24 +117,17 @@ class LocalTaskResult[R](_TaskResult[R]):
 
         Raises as `wait` does, but never TaskFailed.
         """
-        if is_in_event_loop():
-            raise SynchronousOnlyOperation(
-                "A result cannot be waited for on an event loop's thread: "
-                "use 'await result' or 'await result.ajoin()'."
-            )
+        refuse_to_block("use 'await result' or 'await result.ajoin()'")
         if self.is_finished:
             return
-        waitable = self._get_waitable()
-        if waitable is None:
-            self.refresh()
-            waitable = self._waitable_after_look_up()
+        waitable = self.open_waitable()
         if not waitable.record.is_finished:
             with lending_slot() as reclaim_slot:
                 is_in_time = waitable.wait(timeout, at_end=reclaim_slot)
             if not is_in_time:
-                self._see(waitable.record)
+                self.see(waitable.record)
                 raise self._timed_out(timeout)
-        self._see(waitable.record)
+        self.see(waitable.record)
 
     def __await__(self) -> Generator[object, object, R]:
         """``await handle``: as `wait`, without blocking, under asyncio and trio.
@@ -131,10 +146,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         """As `join`, without blocking, under asyncio and trio."""
         if self.is_finished:
             return
-        waitable = self._get_waitable()
-        if waitable is None:
-            await self.arefresh()
-            waitable = self._waitable_after_look_up()
+        waitable = await self.aopen_waitable()
         try:
             if timeout is None:
                 with lending_slot() as reclaim_slot:
@@ -143,9 +155,94 @@ class LocalTaskResult[R](_TaskResult[R]):
                 with anyio.move_on_after(timeout), lending_slot() as reclaim_slot:
                     await waitable.wait_async(at_end=reclaim_slot)
         finally:
-            self._see(waitable.record)
+            self.see(waitable.record)
         if not self.is_finished:
             raise self._timed_out(timeout)
+
+    def watch_sync(self) -> "Iterator[LocalTaskResult[R]]":
+        """Give a fresh handle at each change of the result, the finished one last.
+
+        A change is one of its status or its metadata; changes that come close upon
+        each other may be seen as one. Begins with what has changed since this snapshot.
+        Blocks in between, and nothing polls for a task of this process; raises
+        SynchronousOnlyOperation on an event loop's thread.
+        """
+        refuse_to_block("use 'async for … in result.watch()'")
+        latest = self.__copy__()
+        if latest.is_finished:
+            yield latest
+            return
+        waitable = latest.open_waitable()
+        seen = self._record.revision
+        while True:
+            record = waitable.record
+            if record.is_finished or record.revision > seen:
+                seen = record.revision
+                yield handle_of(record, waitable=waitable, task=self.task)
+                if record.is_finished:
+                    return
+            else:
+                with lending_slot() as reclaim_slot:
+                    waitable.wait(None, at_end=reclaim_slot, revision=seen)
+
+    async def watch(self) -> "AsyncIterator[LocalTaskResult[R]]":
+        """As `watch_sync`, without blocking, under asyncio and trio."""
+        latest = self.__copy__()
+        if latest.is_finished:
+            yield latest
+            return
+        waitable = await latest.aopen_waitable()
+        seen = self._record.revision
+        while True:
+            record = waitable.record
+            if record.is_finished or record.revision > seen:
+                seen = record.revision
+                yield handle_of(record, waitable=waitable, task=self.task)
+                if record.is_finished:
+                    return
+            else:
+                with lending_slot() as reclaim_slot:
+                    await waitable.wait_async(at_end=reclaim_slot, revision=seen)
+
+    def cancel(self, *, wait: bool = False) -> bool:
+        """Cancel the task; True where that was in time.
+
+        One that waits, or is not due yet, never runs, and is FAILED with TaskCancelled.
+        One that runs in a worker process is killed with it, a coroutine is cancelled,
+        and a function on a thread is asked to stop: its context's `checkpoint`,
+        `save_metadata` and `report_progress` raise TaskCancelled then, and where it
+        returns all the same the task is SUCCESSFUL. A cancelled task is not tried
+        again. False where it is finished, which changes nothing.
+
+        With `wait`, blocks until the task is finished, and True means that it did end
+        as cancelled. Raises RuntimeError where a task waits so for itself,
+        NotImplementedError where its backend cannot cancel.
+        """
+        if self.is_finished or not self._backend_method("cancel", wait)(self.id):
+            return False
+        if wait:
+            self.join()
+        return not wait or is_cancelled(self._record)
+
+    async def acancel(self, *, wait: bool = False) -> bool:
+        """As `cancel`, for coroutines."""
+        if self.is_finished or not await self._backend_method("acancel", wait)(self.id):
+            return False
+        if wait:
+            await self.ajoin()
+        return not wait or is_cancelled(self._record)
+
+    def _backend_method(self, name: str, wait: bool) -> Callable[[str], Any]:
+        if wait and is_running_here(self.id):
+            raise RuntimeError(f"Task {self.id} cannot wait for its own end.")
+        backend = task_backends[self.backend]
+        method: Callable[[str], Any] | None = getattr(backend, name, None)
+        if method is None:
+            raise NotImplementedError(
+                f"TASKS[{self.backend!r}] is a {type(backend).__name__}, which cannot "
+                "cancel tasks."
+            )
+        return method
 
     @override
     def refresh(self) -> None:
@@ -158,7 +255,7 @@ class LocalTaskResult[R](_TaskResult[R]):
             return
         waitable = self._get_waitable()
         if waitable is not None:
-            self._see(waitable.latest())
+            self.see(waitable.latest())
         else:
             self._adopt(task_backends[self.backend].get_result(self.id))
 
@@ -169,14 +266,30 @@ class LocalTaskResult[R](_TaskResult[R]):
             return
         waitable = self._get_waitable()
         if waitable is not None:
-            self._see(await waitable.alatest())
+            self.see(await waitable.alatest())
         else:
-            self._adopt(await _aget_result(self.backend, self.id))
+            self._adopt(await aget_result(self.backend, self.id))
+
+    def open_waitable(self) -> Waitable:
+        """What to wait with, looked up where that is needed."""
+        waitable = self._get_waitable()
+        if waitable is None:
+            self.refresh()
+            waitable = self._waitable_after_look_up()
+        return waitable
+
+    async def aopen_waitable(self) -> Waitable:
+        """As `open_waitable`, without blocking."""
+        waitable = self._get_waitable()
+        if waitable is None:
+            await self.arefresh()
+            waitable = self._waitable_after_look_up()
+        return waitable
 
     def _get_waitable(self) -> Waitable | None:
         """What to wait with; None where the backend has yet to be asked for it."""
         link = parent_link()
-        if link is not None and not isinstance(self._waitable, _ForeignResult):
+        if link is not None and not isinstance(self._waitable, ForeignResult):
             if self._waitable is None:
                 _set_waitable(self, link.waitable(self._record))
         elif self._record.owner not in ("", this_process()):
@@ -195,12 +308,13 @@ class LocalTaskResult[R](_TaskResult[R]):
         return self._waitable
 
     def _adopt(self, found: "TaskResult[..., Any]") -> None:
-        self._see(record_of(found))
+        self.see(record_of(found))
         if isinstance(found, LocalTaskResult):
             # As in `__eq__`.
             _set_waitable(self, cast("LocalTaskResult[R]", found)._waitable)
 
-    def _see(self, record: Record) -> None:
+    def see(self, record: Record, /) -> None:
+        """Show a record of this result, unless a later one is shown already."""
         if record.revision >= self._record.revision:
             _set_record(self, record)
 
@@ -293,6 +407,14 @@ _set_record = LocalTaskResult.__dict__["_record"].__set__
 _set_waitable = LocalTaskResult.__dict__["_waitable"].__set__
 
 
+def refuse_to_block(instead: str, /) -> None:
+    """Raise SynchronousOnlyOperation on an event loop's thread, and say what to do."""
+    if is_in_event_loop():
+        raise SynchronousOnlyOperation(
+            f"A result cannot be waited for on an event loop's thread: {instead}."
+        )
+
+
 def handle_of(
     record: Record,
     /,
@@ -317,16 +439,12 @@ def _datetime(at: Timestamp | None) -> datetime | None:
     return None if at is None else to_datetime(at)
 
 
-def _timestamp(at: datetime | None) -> Timestamp | None:
-    return None if at is None else at.timestamp()
-
-
 def to_handle[R](result: "TaskResult[..., R]", /) -> LocalTaskResult[R]:
     """A handle of any backend's result; one of ours is its own."""
     if isinstance(result, LocalTaskResult):
         return result
     record = record_of(result)
-    return handle_of(record, waitable=_ForeignResult(record), task=result.task)
+    return handle_of(record, waitable=ForeignResult(record), task=result.task)
 
 
 def record_of(result: "TaskResult[..., Any]", /) -> Record:
@@ -334,83 +452,7 @@ def record_of(result: "TaskResult[..., Any]", /) -> Record:
     if isinstance(result, LocalTaskResult):
         # As in `__eq__`.
         return cast("LocalTaskResult[object]", result).record
-    is_successful = result.status == result.status.SUCCESSFUL
-    return Record(
-        id=result.id,
-        task=spec_of(result.task),
-        alias=result.backend,
-        arguments=encode_foreign([result.args, result.kwargs]),
-        run_after=_timestamp(result.task.run_after),
-        owner="",
-        enqueued_at=_timestamp(result.enqueued_at) or 0.0,
-        status=result.status,
-        started_at=_timestamp(result.started_at),
-        last_attempted_at=_timestamp(result.last_attempted_at),
-        finished_at=_timestamp(result.finished_at),
-        value=encode_foreign(result.return_value) if is_successful else None,
-        errors=tuple(
-            ErrorRecord(error.exception_class_path, error.traceback)
-            for error in result.errors
-        ),
-        worker_ids=tuple(result.worker_ids),
-    )
-
-
-async def _aget_result(alias: str, result_id: str) -> "TaskResult[..., Any]":
-    backend = task_backends[alias]
-    if is_in_trio():  # where Django's own crossing into a thread does not work
-        return await anyio.to_thread.run_sync(backend.get_result, result_id)
-    return await backend.aget_result(result_id)
-
-
-class _ForeignResult:
-    """A result of another backend, which only looking at it again can bring on."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-
-    def latest(self) -> Record:
-        backend = task_backends[self.record.alias]
-        self.record = record_of(backend.get_result(self.record.id))
-        return self.record
-
-    async def alatest(self) -> Record:
-        self.record = record_of(await _aget_result(self.record.alias, self.record.id))
-        return self.record
-
-    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
-        self._check_that_it_ever_runs()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for pause_s in _pauses():
-            if self.latest().is_finished:
-                return True
-            if deadline is not None:
-                pause_s = min(pause_s, deadline - time.monotonic())
-                if pause_s <= 0:
-                    return False
-            time.sleep(pause_s)
-        return True
-
-    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
-        self._check_that_it_ever_runs()
-        for pause_s in _pauses():
-            if (await self.alatest()).is_finished:
-                return
-            await anyio.sleep(pause_s)
-
-    def _check_that_it_ever_runs(self) -> None:
-        if isinstance(task_backends[self.record.alias], DummyBackend):
-            raise RuntimeError(
-                f"Task {self.record.id} never runs: TASKS[{self.record.alias!r}] is a "
-                "DummyBackend, which only keeps what was enqueued."
-            )
-
-
-def _pauses() -> Iterator[float]:
-    pause_s = _FIRST_POLL_S
-    while True:
-        yield pause_s
-        pause_s = min(pause_s * 2, _LONGEST_POLL_S)
+    return record_of_foreign(result)
 
 
 async def wait[R](result: "TaskResult[..., R]", timeout: float | None = None) -> R:
@@ -426,3 +468,10 @@ async def wait[R](result: "TaskResult[..., R]", timeout: float | None = None) ->
     handle = to_handle(result)
     await handle.ajoin(timeout)
     return await handle
+
+
+def is_cancelled(record: Record, /) -> bool:
+    """Whether a finished task ended because it was cancelled."""
+    return bool(record.errors) and (
+        record.errors[-1].exception_class_path == path_of(TaskCancelled)
+    )

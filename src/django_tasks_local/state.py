@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -25,14 +25,25 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 from .async_bridge import is_in_event_loop
 from .context import is_running
-from .dispatcher import Dispatcher, Job, Retired
+from .dispatcher import Dispatcher, Retired
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .identity import new_result_id, this_process
+from .jobs import Job
 from .logs import log_warning
 from .options import LocalOptions, parse_options
 from .protocols import ExecutorFactory, ResultStore
-from .records import EnqueueRequest, GetRequest, Record, Refusal, TaskSpec
+from .records import (
+    Answer,
+    CancelRequest,
+    Enqueued,
+    EnqueueRequest,
+    GetRequest,
+    Record,
+    TaskSpec,
+    Timestamp,
+    apply_cancel_request,
+)
 from .results import LocalTaskResult, handle_of, record_of
 from .signals import (
     asend,
@@ -42,9 +53,13 @@ from .signals import (
     task_enqueued,
 )
 from .task_registry import find_task, remember_task
+from .tasks import metadata_text
+from .times import to_timestamp
+from .worker import refusal_of
 
 __all__ = [
     "ExecutorState",
+    "cancel",
     "drain",
     "find_unfinished",
     "get_executor_state",
@@ -85,42 +100,65 @@ class ExecutorState:
         self,
         task: "Task[..., Any]",
         spec: TaskSpec,
-        arguments: str,
+        calls: Sequence[str],
         *,
         context: Context | None = None,
-    ) -> LocalTaskResult[Any]:
-        """Store a task and have it run; returns its handle.
+    ) -> list[LocalTaskResult[Any]]:
+        """Store tasks and have them run; returns their handles.
 
-        Raises QueueFull; Retired where another state has taken this one's place.
+        One for each of the `calls`, which are the arguments' JSON texts. All or none:
+        raises QueueFull; Retired where another state has taken this one's place.
         """
-        job = self._prepare(task, spec, arguments, context or copy_context())
-        ready = job.record
+        jobs = self._prepare(task, spec, calls, context)
+        ready = [job.record for job in jobs]
 
-        def is_visible() -> None:
+        def are_visible() -> None:
             try:
                 if is_heard(task_enqueued):  # by receivers with a handle of their own
-                    send(task_enqueued, self._sender, self._handle(ready, job))
+                    for job, record in zip(jobs, ready, strict=True):
+                        send(task_enqueued, self._sender, self._handle(record, job))
             finally:
-                self._dispatcher.push(job)
+                self._dispatcher.push(jobs)
 
-        self._store_ready(job, is_visible)
-        return self._handle(ready, job)
+        self._store_ready(jobs, are_visible)
+        return list(map(self._handle, ready, jobs))
 
     async def aenqueue(
-        self, task: "Task[..., Any]", spec: TaskSpec, arguments: str
-    ) -> LocalTaskResult[Any]:
+        self, task: "Task[..., Any]", spec: TaskSpec, calls: Sequence[str]
+    ) -> list[LocalTaskResult[Any]]:
         """The same on an event loop, for a store that does not block."""
         if has_only_djangos_receiver(task_enqueued):
-            return self.enqueue(task, spec, arguments)
-        job = self._prepare(task, spec, arguments, copy_context())
-        ready = job.record
-        self._store_ready(job, lambda: None)
-        result = self._handle(ready, job)
+            return self.enqueue(task, spec, calls)
+        jobs = self._prepare(task, spec, calls, None)
+        ready = [job.record for job in jobs]
+        self._store_ready(jobs, lambda: None)
         try:
-            await asend(task_enqueued, self._sender, result)
-        finally:  # it is stored and has to run
-            self._dispatcher.push(job)
-        return self._handle(ready, job)
+            for job, record in zip(jobs, ready, strict=True):
+                await asend(task_enqueued, self._sender, self._handle(record, job))
+        finally:  # they are stored and have to run
+            self._dispatcher.push(jobs)
+        return list(map(self._handle, ready, jobs))
+
+    def cancel(self, result_id: str, /) -> bool:
+        """Cancel what waits or runs here; False where it is finished.
+
+        Raises TaskResultDoesNotExist.
+        """
+        job = self._dispatcher.job(result_id)
+        if job is not None:
+            return self._dispatcher.cancel(job)
+        while True:
+            record = self.store.get([result_id]).get(result_id)
+            if record is None:
+                raise TaskResultDoesNotExist(self._explain_unknown(result_id))
+            if record.is_finished:
+                return False
+            # Another process's: it sees to it when it sees the request.
+            if (
+                record.is_cancel_requested
+                or self.store.save([apply_cancel_request(record)])[0]
+            ):
+                return True
 
     def get_result(self, result_id: str, /) -> LocalTaskResult[Any]:
         """The handle of a result. Raises TaskResultDoesNotExist."""
@@ -136,13 +174,20 @@ class ExecutorState:
         """What is waiting or running under that id."""
         return self._dispatcher.job(result_id)
 
-    def retire(self) -> None:
-        """Take no new tasks; what is here runs to its end, then the workers go."""
+    def retire(self, *, runs_until: Timestamp) -> None:
+        """Take no new tasks; what is here runs to its end, then the workers go.
+
+        Tasks that are not due before `runs_until` fail.
+        """
         self.is_retired = True
-        self._dispatcher.retire()
+        self._dispatcher.retire(runs_until=runs_until)
+
+    def is_idle(self, *, until: Timestamp) -> bool:
+        """Whether nothing runs, nor waits but for a time after `until`."""
+        return self._dispatcher.is_idle(until=until)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Block until nothing waits or runs; False after `timeout_s` seconds."""
+        """Block until nothing runs, nor is due in that time; False when it is over."""
         return self._dispatcher.wait_until_idle(timeout_s)
 
     def unfinished_ids(self) -> list[str]:
@@ -158,29 +203,45 @@ class ExecutorState:
         self._dispatcher.end(timeout_s=timeout_s)
 
     def _prepare(
-        self, task: "Task[..., Any]", spec: TaskSpec, arguments: str, context: Context
-    ) -> Job:
+        self,
+        task: "Task[..., Any]",
+        spec: TaskSpec,
+        calls: Sequence[str],
+        context: Context | None,
+    ) -> list[Job]:
+        """The tasks' jobs, each with a place in the queue."""
         self._dispatcher.start()
-        run_after = task.run_after
-        record = Record(
-            new_result_id(),
-            spec,
-            self.alias,
-            arguments,
-            None if run_after is None else run_after.timestamp(),
-            this_process(),
-            time.time(),
-        )
-        job = Job(record, task=task, context=context)
-        self._dispatcher.admit(job)
+        run_after = to_timestamp(task.run_after)
+        metadata = metadata_text(task)
+        owner = this_process()
+        now = time.time()
+        jobs = [
+            Job(
+                Record(
+                    new_result_id(),
+                    spec,
+                    self.alias,
+                    arguments,
+                    run_after,
+                    owner,
+                    now,
+                    metadata=metadata,
+                    due_at=run_after,
+                ),
+                task=task,
+                context=copy_context() if context is None else context.copy(),
+            )
+            for arguments in calls
+        ]
+        self._dispatcher.admit(jobs)
         remember_task(spec, task)
-        return job
+        return jobs
 
-    def _store_ready(self, job: Job, on_visible: Callable[[], None]) -> None:
+    def _store_ready(self, jobs: list[Job], on_visible: Callable[[], None]) -> None:
         try:
-            self.store.add([job.record], on_visible=on_visible)
+            self.store.add([job.record for job in jobs], on_visible=on_visible)
         except BaseException:  # also where Ctrl-C came in between
-            self._dispatcher.refuse(job)
+            self._dispatcher.refuse(jobs)
             raise
 
     def _forget(self) -> None:
@@ -317,7 +378,8 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
             _retired.add(current)
         ending = [state for state in _retired if state.alias == alias]
     if current is not None:
-        current.retire()
+        patience_s = current.options.shutdown_timeout_s
+        current.retire(runs_until=time.time() + patience_s)
     if not wait or is_running(alias) or is_in_event_loop():
         return
     begin = time.monotonic()
@@ -351,26 +413,30 @@ def _warn_of_unfinished(ids: list[str], limit: str) -> None:
 # What a task in a worker process asks of this one.
 
 
-def _serve(request: EnqueueRequest | GetRequest) -> Record | Refusal:
+def _serve(request: EnqueueRequest | GetRequest | CancelRequest) -> Answer:
     try:
         match request:
             case EnqueueRequest():
                 return _enqueue_for_child(request)
             case GetRequest():
                 return record_of(_get_for_child(request))
+            case CancelRequest():
+                return cancel(request.alias, request.result_id)
     except BaseException as err:  # the child's task gets it, whatever it is
-        kind = type(err)
-        return Refusal(f"{kind.__module__}.{kind.__qualname__}", str(err))
+        return refusal_of(err)
 
 
-def _enqueue_for_child(request: EnqueueRequest) -> Record:
-    task = find_task(request.task, run_after=request.run_after)
+def _enqueue_for_child(request: EnqueueRequest) -> Enqueued:
+    task = find_task(
+        request.task, run_after=request.run_after, metadata=request.metadata
+    )
     while True:
         state = _states.get(request.alias) or _state_of(request.alias)
         try:
-            return record_of(state.enqueue(task, request.task, request.arguments))
+            results = state.enqueue(task, request.task, request.arguments)
         except Retired:
             continue  # the alias has a new state, or gets one
+        return Enqueued(tuple(map(record_of, results)))
 
 
 def _get_for_child(request: GetRequest) -> LocalTaskResult[Any]:
@@ -379,6 +445,17 @@ def _get_for_child(request: GetRequest) -> LocalTaskResult[Any]:
         return unfinished
     state = _states.get(request.alias) or _state_of(request.alias)
     return state.get_result(request.result_id)
+
+
+def cancel(alias: str, result_id: str, /) -> bool:
+    """Cancel a task of this process; False where it is finished.
+
+    Raises TaskResultDoesNotExist where its alias does not know it.
+    """
+    for state in _all_states():  # perhaps from before the settings changed
+        if state.alias == alias and state.job(result_id) is not None:
+            return state.cancel(result_id)
+    return (_states.get(alias) or _state_of(alias)).cancel(result_id)
 
 
 def _find_job(alias: str, result_id: str) -> Job | None:
@@ -409,7 +486,7 @@ def _retire_all(*, setting: str, **_: object) -> None:
             _states.clear()
             _retired.update(states)
         for state in states:
-            state.retire()
+            state.retire(runs_until=time.time())
 
 
 setting_changed.connect(_retire_all)
@@ -456,13 +533,13 @@ def drain() -> None:
             busy = [
                 (left, state)
                 for state in _all_states()
-                if state.unfinished_ids()
-                and (
+                if (
                     left := begin
                     + min(state.options.shutdown_timeout_s, most_s)
                     - time.monotonic()
                 )
                 > 0
+                and not state.is_idle(until=time.time() + left)
             ]
             if not busy:
                 break
@@ -484,7 +561,7 @@ def drain() -> None:
             _states.clear()  # what is enqueued from now on is another state's
             _retired.update(states)
         for state in states:
-            state.retire()
+            state.retire(runs_until=math.inf)  # what is left has just been named
             state.end(timeout_s=0.0)  # kills what it can
         deadline = time.monotonic() + min(_END_S, most_s)
         for state in states:

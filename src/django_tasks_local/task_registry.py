@@ -2,17 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pkgutil import resolve_name
 from typing import Any, cast
 
-from django.conf import settings
 from django.tasks import task_backends
 from django.tasks.base import Task
 
-from .records import TaskSpec, Timestamp
+from .backoff import Backoff
+from .json_text import decode_value
+from .records import NO_METADATA, TaskSpec, Timestamp
+from .times import to_datetime
 
-__all__ = ["find_function", "find_task", "remember_task", "spec_of", "to_datetime"]
+__all__ = [
+    "find_backoff",
+    "find_function",
+    "find_task",
+    "remember_task",
+    "spec_of",
+]
 
 # Grows with the number of definitions and of the options given to `using`, not with
 # the number of tasks enqueued.
@@ -20,11 +27,6 @@ _tasks: "dict[TaskSpec, Task[..., Any]]" = {}
 # What multiprocessing calls a main module that it imports in a child.
 _MAIN_IN_CHILD = "__mp_main__."
 _functions: dict[str, Callable[..., Any]] = {}
-
-
-def to_datetime(at: Timestamp, /) -> datetime:
-    """The time as Django's `timezone.now` would have given it: naive without USE_TZ."""
-    return datetime.fromtimestamp(at, tz=UTC if settings.USE_TZ else None)
 
 
 def spec_of(task: "Task[..., Any]", /) -> TaskSpec:
@@ -43,11 +45,20 @@ def spec_of(task: "Task[..., Any]", /) -> TaskSpec:
 
 def remember_task(spec: TaskSpec, task: "Task[..., Any]", /) -> None:
     """Let `find_task` find this very task, whatever stands at its path."""
-    _tasks[spec] = task if task.run_after is None else _replace(task, run_after=None)
+    options: dict[str, Any] = {}
+    if task.run_after is not None:
+        options["run_after"] = None
+    if getattr(task, "metadata", None):
+        options["metadata"] = {}
+    _tasks[spec] = _replace(task, **options) if options else task
 
 
 def find_task(
-    spec: TaskSpec, /, *, run_after: Timestamp | None = None
+    spec: TaskSpec,
+    /,
+    *,
+    run_after: Timestamp | None = None,
+    metadata: str = NO_METADATA,
 ) -> "Task[..., Any]":
     """The task that a spec names: one seen in this process, else by its path.
 
@@ -74,9 +85,12 @@ def find_task(
         else:
             raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
         _tasks[spec] = task
+    given: dict[str, Any] = {}
     if run_after is not None:
-        task = _replace(task, run_after=to_datetime(run_after))
-    return task
+        given["run_after"] = to_datetime(run_after)
+    if metadata != NO_METADATA:
+        given["metadata"] = decode_value(metadata)
+    return _replace(task, **given) if given else task
 
 
 def _replace(task: "Task[..., Any]", **options: Any) -> "Task[..., Any]":
@@ -98,3 +112,16 @@ def find_function(spec: TaskSpec, /) -> Callable[..., Any]:
             raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
         _functions[spec.path] = function
     return function
+
+
+def find_backoff(spec: TaskSpec, alias: str, /) -> Backoff:
+    """The backoff of the task at a path, or else that of the alias which runs it.
+
+    Raises what `find_task` raises, and LookupError where there is none.
+    """
+    backoff: Backoff | None = getattr(resolve_name(spec.path), "backoff", None)
+    if backoff is None:
+        backoff = getattr(task_backends[alias], "default_backoff", None)
+    if backoff is None:
+        raise LookupError(f"Task {spec.path} has no backoff in a worker process.")
+    return backoff

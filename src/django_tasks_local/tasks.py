@@ -1,6 +1,8 @@
 """The typed ``@task``, and the task that it makes."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import (
     TYPE_CHECKING,
@@ -13,17 +15,29 @@ from typing import (
     override,
 )
 
+from django.db import transaction
 from django.tasks.base import (
     DEFAULT_TASK_BACKEND_ALIAS,
     DEFAULT_TASK_PRIORITY,
     DEFAULT_TASK_QUEUE_NAME,
     Task,
+    TaskContext,
 )
+from django.tasks.exceptions import InvalidTask
 
+from .backoff import Backoff
 from .context import LocalTaskContext
-from .records import TaskSpec
+from .json_text import (
+    decode_arguments,
+    decode_value,
+    encode_arguments,
+    encode_metadata,
+)
+from .options import is_count, is_timeout
+from .records import NO_METADATA, TaskSpec
 from .results import LocalTaskResult, to_handle
 from .task_registry import find_task, spec_of
+from .times import to_timestamp
 
 if TYPE_CHECKING:
     # Generic for type checkers only: subscripting it fails at run time.
@@ -35,9 +49,10 @@ else:
         __slots__ = ()
 
 
-__all__ = ["LocalTask", "task", "task_spec"]
+__all__ = ["LocalTask", "arguments_text", "metadata_text", "task", "task_spec"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class LocalTask[**P, R](_Task[P, R]):
     """A task whose handles can be waited for, whatever backend runs it.
 
@@ -45,9 +60,35 @@ class LocalTask[**P, R](_Task[P, R]):
     ``R`` is what the function returns, or what its coroutine does.
     """
 
-    __slots__ = ("_spec",)
+    max_attempts: int | None = None
+    """How often it runs at most if it fails; None: ``OPTIONS["MAX_ATTEMPTS"]``."""
+    backoff: Backoff | None = None
+    """What says when it is tried again; None: ``OPTIONS["BACKOFF"]``."""
+    timeout: float | None = None
+    """How many seconds an attempt may take; None: ``OPTIONS["TIMEOUT"]``."""
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    """What its results are given besides arguments (`using`)."""
+    metadata_text: str = field(init=False, repr=False, compare=False)
+    """The same as JSON text."""
+    _spec: TaskSpec = field(init=False, repr=False, compare=False)
 
-    _spec: TaskSpec
+    @override
+    def __post_init__(self) -> None:
+        # Past the frozen dataclass's own. The copy is nobody else's to change.
+        text = encode_metadata(self.metadata) if self.metadata else NO_METADATA
+        object.__setattr__(self, "metadata", decode_value(text))
+        object.__setattr__(self, "metadata_text", text)
+        for name, value, accepted, is_right in (
+            ("max_attempts", self.max_attempts, "an integer of at least 1", is_count),
+            ("backoff", self.backoff, "a callable", callable),
+            ("timeout", self.timeout, "a number of seconds above 0", is_timeout),
+        ):
+            if value is not None and not is_right(value):
+                raise InvalidTask(
+                    f"{name} of task {self.module_path} must be {accepted}, "
+                    f"got {value!r}."
+                )
+        super().__post_init__()
 
     @property
     def spec(self) -> TaskSpec:
@@ -67,19 +108,26 @@ class LocalTask[**P, R](_Task[P, R]):
         queue_name: str | None = None,
         run_after: datetime | None = None,
         backend: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> "LocalTask[P, R]":
         """The same task with other options (as Django's `Task.using`).
 
-        Raises InvalidTask where the backend cannot honour them.
+        `run_after` is the earliest time that it runs at, `metadata` what its results
+        have of it besides arguments: values that are JSON, by strings. Raises
+        InvalidTask where the backend cannot honour them; TypeError for metadata that
+        is not JSON.
         """
-        task = super().using(
-            priority=priority,
-            queue_name=queue_name,
-            run_after=run_after,
-            backend=backend,
+        changes: dict[str, Any] = {
+            "priority": priority,
+            "queue_name": queue_name,
+            "run_after": run_after,
+            "backend": backend,
+            "metadata": None if metadata is None else {**metadata},
+        }
+        return replace(
+            self,
+            **{name: value for name, value in changes.items() if value is not None},
         )
-        # The base class makes it with `dataclasses.replace`, of this class.
-        return cast("LocalTask[P, R]", task)
 
     @override
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
@@ -95,6 +143,54 @@ class LocalTask[**P, R](_Task[P, R]):
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `enqueue`, for coroutines."""
         return to_handle(await super().aenqueue(*args, **kwargs))
+
+    @overload
+    def enqueue_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    @overload
+    def enqueue_on_commit(
+        self, *args: Any, using: str | None, **kwargs: Any
+    ) -> None: ...
+    def enqueue_on_commit(self, *args: Any, **kwargs: Any) -> None:
+        """Enqueue the task once the current transaction is committed.
+
+        After the outermost transaction of the database that `using` names (None: the
+        default one); at once where there is none. After a rollback nothing was stored
+        and nothing runs. Raises, at once, what `enqueue` would for such a task or such
+        arguments; what it raises later, as QueueFull, comes out where the transaction
+        ends (`django.db.transaction.on_commit`). The task runs in the context of this
+        call. For sync code, as Django's transactions are.
+        """
+        using: str | None = kwargs.pop("using", None)
+        self.get_backend().validate_task(self)
+        arguments = arguments_text(self, args, kwargs)
+        context = copy_context()
+
+        def enqueue() -> None:
+            args, kwargs = decode_arguments(arguments)
+            # They are what the decorated call was checked for.
+            context.run(cast("LocalTask[..., R]", self).enqueue, *args, **kwargs)
+
+        transaction.on_commit(enqueue, using=using)
+
+    @override
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here, as Django's ImmediateBackend does."""
+        # What stands before the arguments is the context.
+        return super().call(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
+
+    @override
+    async def acall(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `call`, for coroutines."""
+        return await super().acall(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
+
+    def _with_context(self, args: tuple[object, ...]) -> tuple[object, ...]:
+        """The arguments, with a context that has all of ours in place of Django's."""
+        if self.takes_context and args and type(args[0]) is TaskContext:
+            given = cast("TaskContext[..., Any]", args[0])
+            context = LocalTaskContext(task_result=given.task_result)
+            context.metadata = decode_value(self.metadata_text)
+            return (context, *args[1:])
+        return args
 
     @override
     def get_result(self, result_id: str) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
@@ -112,7 +208,7 @@ class LocalTask[**P, R](_Task[P, R]):
 
     @override
     def __reduce__(self) -> tuple[object, ...]:
-        return _find_task, (self.spec, self.run_after)
+        return _find_task, (self.spec, self.run_after, self.metadata_text)
 
     def __copy__(self) -> "LocalTask[P, R]":
         return self
@@ -121,15 +217,36 @@ class LocalTask[**P, R](_Task[P, R]):
         return self
 
 
-def _find_task(spec: TaskSpec, run_after: datetime | None) -> "Task[..., Any]":
+def _find_task(
+    spec: TaskSpec, run_after: datetime | None, metadata: str
+) -> "Task[..., Any]":
     return find_task(
-        spec, run_after=None if run_after is None else run_after.timestamp()
+        spec,
+        run_after=to_timestamp(run_after),
+        metadata=metadata,
     )
 
 
 def task_spec(task: "Task[..., Any]", /) -> TaskSpec:
     """As `spec_of`, worked out once for each of our own tasks."""
     return task.spec if isinstance(task, LocalTask) else spec_of(task)
+
+
+def metadata_text(task: "Task[..., Any]", /) -> str:
+    """The JSON text of what a task's results are given as metadata."""
+    return task.metadata_text if isinstance(task, LocalTask) else NO_METADATA
+
+
+def arguments_text(
+    task: "Task[..., Any]", args: Sequence[Any], kwargs: Mapping[str, Any], /
+) -> str:
+    """The JSON text of a call's arguments. Raises TypeError where they are not JSON."""
+    try:
+        return encode_arguments(args, kwargs)
+    except TypeError as err:
+        raise TypeError(
+            f"The arguments of task {task.module_path} must be JSON: {err}"
+        ) from err
 
 
 class _TaskDecorator(Protocol):
@@ -162,6 +279,9 @@ def task[**P, R](
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[False] = ...,
+    max_attempts: int | None = ...,
+    backoff: Backoff | None = ...,
+    timeout: float | None = ...,
 ) -> LocalTask[P, R]: ...
 @overload
 def task[**P, R](
@@ -171,6 +291,9 @@ def task[**P, R](
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[False] = ...,
+    max_attempts: int | None = ...,
+    backoff: Backoff | None = ...,
+    timeout: float | None = ...,
 ) -> LocalTask[P, R]: ...
 @overload
 def task[**P, R](
@@ -180,6 +303,9 @@ def task[**P, R](
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[True],
+    max_attempts: int | None = ...,
+    backoff: Backoff | None = ...,
+    timeout: float | None = ...,
 ) -> LocalTask[P, R]: ...
 @overload
 def task[**P, R](
@@ -189,6 +315,9 @@ def task[**P, R](
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[True],
+    max_attempts: int | None = ...,
+    backoff: Backoff | None = ...,
+    timeout: float | None = ...,
 ) -> LocalTask[P, R]: ...
 @overload
 def task(
@@ -197,6 +326,9 @@ def task(
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[False] = ...,
+    max_attempts: int | None = ...,
+    backoff: Backoff | None = ...,
+    timeout: float | None = ...,
 ) -> _TaskDecorator: ...
 @overload
 def task(
@@ -205,6 +337,9 @@ def task(
     queue_name: str = ...,
     backend: str = ...,
     takes_context: Literal[True],
+    max_attempts: int | None = ...,
+    backoff: Backoff | None = ...,
+    timeout: float | None = ...,
 ) -> _ContextTaskDecorator: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -213,13 +348,22 @@ def task(
     queue_name: str = DEFAULT_TASK_QUEUE_NAME,
     backend: str = DEFAULT_TASK_BACKEND_ALIAS,
     takes_context: bool = False,
+    max_attempts: int | None = None,
+    backoff: Backoff | None = None,
+    timeout: float | None = None,
 ) -> Any:
     """Make a `LocalTask` of a module-level function, sync or async.
 
     Use it as ``@task`` or ``@task(backend="cpu", …)``; the options are those of
-    `django.tasks.task`. Whatever backend the alias names, Django's own included, the
-    handles can be waited for and awaited. Raises InvalidTask where the backend cannot
-    run such a task.
+    `django.tasks.task`, and three more. `max_attempts`: how often the task runs at
+    most, as long as it fails. `backoff`: called with the exception and the task's
+    result after each failed attempt but the last, it gives the seconds until the next
+    one, or None for no further attempt (`django_tasks_local.backoff`). `timeout`: how
+    many seconds each attempt may take. What is None is the alias's: ``MAX_ATTEMPTS``,
+    ``BACKOFF`` and ``TIMEOUT`` of its ``OPTIONS``. Whatever backend the alias names,
+    Django's own included, the handles can be waited for and awaited; one of another
+    library may not honour the three. Raises InvalidTask where the backend cannot run
+    such a task, or an option is none.
     """
 
     def make_task(function: Callable[..., Any]) -> LocalTask[..., Any]:
@@ -233,6 +377,9 @@ def task(
             backend=backend,
             run_after=None,
             takes_context=takes_context,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            timeout=timeout,
         )
 
     return make_task if function is None else make_task(function)

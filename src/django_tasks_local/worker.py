@@ -15,25 +15,33 @@ from asgiref.sync import SyncToAsync, async_to_sync
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from .context import LocalTaskContext, enter_task
-from .errors import WorkerLost
+from .backoff import Backoff
+from .context import LocalTaskContext, close_context, enter_task, open_context
+from .errors import TaskCancelled, WorkerLost, path_of
+from .interruption import InterruptibleCall
 from .json_text import decode_arguments, encode_value
 from .logs import log_exception
-from .protocols import SlotLender
-from .records import ErrorRecord, Outcome, Record
+from .options import is_duration
+from .protocols import TaskHost
+from .records import ErrorRecord, Outcome, Record, Refusal, apply_outcome
 from .results import handle_of
 from .task_registry import find_function
 
 __all__ = [
+    "ask_backoff",
     "close_connections",
     "close_old_connections",
     "error_record",
+    "is_async",
     "lost_outcome",
+    "refusal_of",
     "run_task",
+    "stopped_outcome",
 ]
 
 
 _LONGEST_TRACEBACK = 100_000
+_OURS = {__name__, InterruptibleCall.__module__}
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
@@ -41,10 +49,12 @@ def run_task(
     record: Record,
     /,
     *,
-    host: SlotLender,
+    host: TaskHost,
     function: Callable[..., Any] | None = None,
     context: Context,
     carried: Mapping[str, bytes] = _NOTHING,
+    backoff: Backoff | None = None,
+    interruptible: InterruptibleCall | None = None,
 ) -> Outcome:
     """Run a task's function on this thread and say what came of it.
 
@@ -53,14 +63,63 @@ def run_task(
     waits for another task. Without a `function` the task's path is imported. Whatever
     the function raises is recorded: nothing raised comes out of here, `SystemExit` and
     `KeyboardInterrupt` included, for both would otherwise end a worker that serves
-    other tasks.
+    other tasks. `backoff` is asked about another attempt when this one fails;
+    `interruptible` is how it can be stopped meanwhile.
     """
-    value = error = None
+    value = failure = error = metadata = None
+    task_context: LocalTaskContext | None = None
+    further: tuple[ErrorRecord, ...] = ()
+    if record.task.takes_context:
+        task_context = open_context(handle_of(record), host)
     try:
-        value = context.run(_call, record, host, function, carried)
+        value = context.run(
+            _call, record, host, function, carried, task_context, interruptible
+        )
     except BaseException as err:
-        error = error_record(err)
-    return Outcome(record.id, time.time(), value, error)
+        failure, error = err, error_record(err)
+    if task_context is not None:
+        try:
+            metadata = close_context(task_context)
+        except BaseException as err:
+            if failure is None:
+                value, failure, error = None, err, error_record(err)
+            else:
+                further = (error_record(err),)
+    outcome = Outcome(
+        record.id, time.time(), value, error, metadata, further_errors=further
+    )
+    if (
+        failure is not None
+        and backoff is not None
+        and not isinstance(failure, TaskCancelled)
+    ):
+        outcome = context.run(ask_backoff, backoff, failure, record, outcome)
+    failure = None  # or it and this frame would keep each other
+    return outcome
+
+
+def ask_backoff(
+    backoff: Backoff, error: BaseException, record: Record, outcome: Outcome, /
+) -> Outcome:
+    """The outcome of a failed attempt with what its backoff says about another one.
+
+    Where it raises, or answers what is no number of seconds, its own error joins the
+    task's, and there is no further attempt.
+    """
+    answer: object
+    try:
+        answer = backoff(error, handle_of(apply_outcome(record, outcome)))
+        if answer is not None and not is_duration(answer):
+            raise TypeError(
+                f"The backoff of task {record.task.path} must return a number of "
+                f"seconds, 0 or more, or None; it returned {answer!r}."
+            )
+    except BaseException as err:
+        return outcome._replace(
+            is_backoff_asked=True,
+            further_errors=(*outcome.further_errors, error_record(err)),
+        )
+    return outcome._replace(is_backoff_asked=True, retry_after_s=answer)
 
 
 def close_old_connections() -> None:
@@ -93,16 +152,24 @@ def close_connections() -> None:
 
 def lost_outcome(result_id: str, reason: str, /) -> Outcome:
     """What is recorded of an attempt whose worker did not live to say it."""
-    path = f"{WorkerLost.__module__}.{WorkerLost.__qualname__}"
-    error = ErrorRecord(path, f"{path}: {reason}\n")
-    return Outcome(result_id, time.time(), None, error)
+    return stopped_outcome(result_id, WorkerLost(reason))
+
+
+def stopped_outcome(result_id: str, error: BaseException, /) -> Outcome:
+    """What is recorded of an attempt that was ended from outside."""
+    path = path_of(type(error))
+    return Outcome(
+        result_id, time.time(), None, ErrorRecord(path, f"{path}: {error}\n")
+    )
 
 
 def _call(
     record: Record,
-    host: SlotLender,
+    host: TaskHost,
     function: Callable[..., Any] | None,
     carried: Mapping[str, bytes],
+    task_context: LocalTaskContext | None,
+    interruptible: InterruptibleCall | None,
 ) -> str:
     enter_task(host, record.id, record.alias)
     for path, value in carried.items():
@@ -110,12 +177,14 @@ def _call(
     _leave_the_enqueuers_loop()
     run: Callable[..., Any] = function or find_function(record.task)
     args, kwargs = decode_arguments(record.arguments)
-    if record.task.takes_context:
-        result = handle_of(record)
-        args.insert(0, LocalTaskContext(task_result=result))
-    if _is_async(run):
-        run = async_to_sync(run)
-    value = run(*args, **kwargs)
+    if task_context is not None:
+        args.insert(0, task_context)
+    if interruptible is None:
+        value = (async_to_sync(run) if is_async(run) else run)(*args, **kwargs)
+    elif is_async(run):
+        value = interruptible.run_coroutine(run, args, kwargs)
+    else:
+        value = interruptible.run_function(run, args, kwargs)
     try:
         return encode_value(value)
     except TypeError as err:
@@ -130,7 +199,10 @@ def _find_variable(path: str) -> ContextVar[Any]:
     return variable
 
 
-_is_async = lru_cache(maxsize=1024)(iscoroutinefunction)
+is_async: Callable[[Callable[..., Any]], bool] = lru_cache(maxsize=1024)(
+    iscoroutinefunction
+)
+"""Whether a function is a coroutine function."""
 
 
 def _leave_the_enqueuers_loop() -> None:
@@ -151,7 +223,7 @@ def error_record(error: BaseException, /) -> ErrorRecord:
     """An exception as plain data: its class's path and its traceback's text."""
     try:
         kind = type(error)
-        path = f"{kind.__module__}.{kind.__qualname__}"
+        path = path_of(kind)
         text = "".join(
             format_exception(kind, error, _past_this_module(error.__traceback__))
         )
@@ -164,9 +236,14 @@ def error_record(error: BaseException, /) -> ErrorRecord:
     return ErrorRecord(path, _shortened(text))
 
 
+def refusal_of(error: BaseException, /) -> Refusal:
+    """What a worker process is told where its request raised."""
+    return Refusal(path_of(type(error)), str(error))
+
+
 def _past_this_module(traceback: TracebackType | None) -> TracebackType | None:
     frames = traceback
-    while frames is not None and frames.tb_frame.f_globals is globals():
+    while frames is not None and frames.tb_frame.f_globals["__name__"] in _OURS:
         frames = frames.tb_next
     return frames or traceback
 

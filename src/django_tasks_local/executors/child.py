@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import pickle
 import resource
 import select
 import signal
@@ -14,20 +15,25 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from itertools import count
 from multiprocessing import forkserver
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio.to_thread
 from django.db import connections
 from django.utils.module_loading import import_string
 
+from .. import records
 from ..async_bridge import Completion
+from ..backoff import Backoff
 from ..context import set_parent_link
 from ..records import (
-    EnqueueRequest,
+    Answer,
+    Enqueued,
     GetRequest,
+    MetadataRequest,
     Record,
     Refusal,
 )
+from ..task_registry import find_backoff
 from ..worker import (
     close_connections,
     close_old_connections,
@@ -52,6 +58,9 @@ from .messages import (
 )
 from .pipe import MessagePipe
 from .project import Project, see_project
+
+if TYPE_CHECKING:
+    from django.tasks.base import TaskResult
 
 __all__ = ["BootingLink", "WorkerMain", "begin_child"]
 
@@ -161,7 +170,7 @@ def _leave_with_parent(pipe_fd: int, parent_pid: int) -> None:
 class BootingLink:
     """Stands for the link while the project is being imported."""
 
-    def request(self, request: EnqueueRequest | GetRequest, /) -> Record:
+    def request(self, request: records.Request, /) -> Record | Enqueued | bool:
         raise RuntimeError(
             "A task was enqueued or looked up while a worker process imports the main "
             "module. Put what a script does under \"if __name__ == '__main__':\"."
@@ -190,7 +199,7 @@ class PipeLink:
         self._is_reading = False
         self._is_over = False
         self._calls: deque[Run] = deque()
-        self._replies: dict[int, Record | Refusal] = {}
+        self._replies: dict[int, Answer] = {}
         self._ids = count()
         self._watched: dict[int, _ParentsResult] = {}
         self._finished: deque[_ParentsResult] = deque()
@@ -208,7 +217,11 @@ class PipeLink:
                 return
             call = self._calls.popleft()
             outcome = run_task(
-                call.record, host=self, context=copy_context(), carried=call.context
+                call.record,
+                host=self,
+                context=copy_context(),
+                carried=call.context,
+                backoff=_backoff_of(call),
             )
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork that the task made has come back from it
@@ -227,7 +240,7 @@ class PipeLink:
 
     # What a task asks of its parent.
 
-    def request(self, request: EnqueueRequest | GetRequest, /) -> Record:
+    def request(self, request: records.Request, /) -> Record | Enqueued | bool:
         request_id = next(self._ids)
         self.send(Request(request_id, request))
         self._read_until(lambda: request_id in self._replies or self._is_over)
@@ -242,8 +255,13 @@ class PipeLink:
         return _ParentsResult(self, record)
 
     @contextmanager
-    def watching(self, result: "_ParentsResult", /) -> Generator[None]:
-        """Have the result's `completion` finish when the parent's task does."""
+    def watching(
+        self, result: "_ParentsResult", /, *, revision: int | None
+    ) -> Generator[None]:
+        """Have the result fetched when the parent's task is finished.
+
+        With a `revision`: when its record has a later one.
+        """
         watch_id = next(self._ids)
         record = result.record
         with self._arrival:
@@ -254,7 +272,7 @@ class PipeLink:
             threading.Thread(
                 target=self._pump, name="django-tasks-wait", daemon=True
             ).start()
-        self.send(Watch(watch_id, record.alias, record.id))
+        self.send(Watch(watch_id, record.alias, record.id, revision))
         try:
             yield
         finally:
@@ -348,6 +366,33 @@ class PipeLink:
     def reclaim_slot(self, result_id: str, /) -> None:
         pass
 
+    @property
+    def may_block(self) -> bool:
+        return True
+
+    def save_metadata(self, result_id: str, metadata: str, /, *, attempt: int) -> None:
+        self.request(MetadataRequest(result_id, metadata, attempt))
+
+    def is_cancel_requested(self, result_id: str, /) -> bool:
+        return False  # it would have been killed
+
+
+def _backoff_of(call: Run) -> Backoff | None:
+    """What to ask when the call fails; found, and its errors raised, only then."""
+    packed = call.backoff
+    if packed is None:
+        return None
+
+    def ask(error: BaseException, task_result: "TaskResult[..., Any]") -> float | None:
+        backoff: Backoff = (
+            pickle.loads(packed)
+            if packed
+            else find_backoff(call.record.task, call.record.alias)
+        )
+        return backoff(error, task_result)
+
+    return ask
+
 
 class _ParentsResult:
     """A result of the parent's, to be waited for in its child."""
@@ -362,36 +407,61 @@ class _ParentsResult:
         return self._completion.record
 
     def fetch(self) -> None:
-        """It is finished: get its record, and wake who waits."""
+        """There is news of it: get its record, and wake who waits."""
         try:
-            self._completion.finish(self.latest())
+            self.latest()
         except Exception as err:  # the parent refused: whoever waits must know
             self._refusal = err
             self._completion.interrupt()
 
     def latest(self) -> Record:
         record = self._link.request(GetRequest(self.record.alias, self.record.id))
+        assert isinstance(record, Record)  # as the parent answers that
         if record.is_finished:
             self._completion.finish(record)
         else:
-            self._completion.record = record
+            self._completion.see(record)
         return record
 
     async def alatest(self) -> Record:
         return await anyio.to_thread.run_sync(self.latest)
 
-    def wait(self, timeout_s: float | None, /, *, at_end: Callable[[], None]) -> bool:
-        with self._link.watching(self):
-            is_in_time = self._completion.wait(timeout_s, at_end=at_end)
+    def wait(
+        self,
+        timeout_s: float | None,
+        /,
+        *,
+        at_end: Callable[[], None],
+        revision: int | None = None,
+    ) -> bool:
+        with self._link.watching(self, revision=revision):
+            is_in_time = self._completion.wait(
+                timeout_s, at_end=at_end, revision=revision
+            )
         if self._refusal is not None:
             raise self._refusal
         return is_in_time
 
-    async def wait_async(self, *, at_end: Callable[[], None]) -> None:
-        with self._link.watching(self):
-            await self._completion.wait_async(at_end=at_end)
+    async def wait_async(
+        self, *, at_end: Callable[[], None], revision: int | None = None
+    ) -> None:
+        with self._link.watching(self, revision=revision):
+            await self._completion.wait_async(at_end=at_end, revision=revision)
         if self._refusal is not None:
             raise self._refusal
+
+    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+        remove = self._completion.subscribe(wake)
+        if remove is None:
+            return None
+        watch = self._link.watching(self, revision=None)
+        watch.__enter__()
+
+        def end() -> None:
+            remove()
+            watch.__exit__(None, None, None)
+
+        return end
 
 
 def _as_exception(refusal: Refusal) -> Exception:

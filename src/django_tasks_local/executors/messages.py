@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from django.tasks.base import TaskResultStatus
 
-from ..records import EnqueueRequest, GetRequest, Outcome, Record, Refusal, TaskSpec
+from .. import records
+from ..records import Answer, Outcome, Record, TaskSpec
 
 __all__ = [
     "BootFailed",
@@ -34,6 +35,9 @@ class Run(NamedTuple):
     record: Record
     context: Mapping[str, bytes]
     """Values of context variables, pickled, by the variables' dotted paths."""
+    backoff: bytes | None
+    """What to ask when it fails, pickled; empty where it has to be looked up by the
+    task's path. None: nothing, it is the last attempt."""
 
 
 class Stop(NamedTuple):
@@ -44,11 +48,11 @@ class Reply(NamedTuple):
     """The answer to a `Request`."""
 
     request_id: int
-    answer: Record | Refusal
+    answer: Answer
 
 
 class Watched(NamedTuple):
-    """A result that was watched is finished, or cannot be."""
+    """A result that was watched has come so far, or cannot."""
 
     watch_id: int
 
@@ -71,7 +75,7 @@ class Request(NamedTuple):
     """A task asks something of its parent, and waits for the `Reply`."""
 
     request_id: int
-    request: EnqueueRequest | GetRequest
+    request: records.Request
 
 
 class Watch(NamedTuple):
@@ -80,6 +84,8 @@ class Watch(NamedTuple):
     watch_id: int
     alias: str
     result_id: str
+    revision: int | None
+    """It waits for a later one; None: for the end."""
 
 
 class Unwatch(NamedTuple):
@@ -108,7 +114,7 @@ def pack(message: ToChild | FromChild, /) -> bytes:
         fields: list[object] = list(message.record)
         fields[_TASK] = tuple(message.record.task)
         fields[_STATUS] = None
-        return _dumps((_RUN, (fields, message.context)))
+        return _dumps((_RUN, (fields, message.context, message.backoff)))
     if isinstance(message, Outcome):
         return _dumps((_OUTCOME, tuple(message)))
     return _dumps((_ANY, message))
@@ -129,7 +135,7 @@ def unpack_to_child(data: bytes, /) -> ToChild:
     if kind != _RUN:
         message: ToChild = content
         return message
-    fields, context = content
+    fields, context, backoff = content
     fields[_TASK] = TaskSpec._make(fields[_TASK])
     fields[_STATUS] = TaskResultStatus.RUNNING  # as it is when its worker is told
-    return Run(Record._make(fields), context)
+    return Run(Record._make(fields), context, backoff)

@@ -17,15 +17,30 @@ from typing import assert_never
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .. import records
+from ..backoff import Backoff
+from ..errors import TaskCancelled
 from ..identity import host_name
+from ..interruption import stop_error
 from ..options import LocalOptions
 from ..protocols import WorkerHost
-from ..records import Call, EnqueueRequest, GetRequest, Outcome, Record, Refusal
+from ..records import (
+    Answer,
+    Call,
+    Enqueued,
+    GetRequest,
+    Interruption,
+    MetadataRequest,
+    Outcome,
+    Record,
+)
 from ..worker import (
     close_connections,
     close_old_connections,
     error_record,
     lost_outcome,
+    refusal_of,
+    stopped_outcome,
 )
 from .child import WorkerMain
 from .fork_server import Child, give_up_set_up, release_server, start_child
@@ -63,6 +78,8 @@ class ProcessExecutor:
     """
 
     option_names: Sequence[str] = ()
+    can_stop_coroutines = True
+    can_stop_functions = True
 
     def __init__(self, options: LocalOptions, /, *, host: WorkerHost) -> None:
         if not hasattr(os, "fork"):
@@ -85,6 +102,16 @@ class ProcessExecutor:
 
     def submit(self, call: Call, /) -> Future[Outcome]:
         return self._threads.submit(call)
+
+    def interrupt(
+        self, result_id: str, /, *, attempt: int, reason: Interruption
+    ) -> bool:
+        with self._lock:
+            workers = list(self._workers)
+        return any(
+            worker.interrupt(result_id, attempt=attempt, reason=reason)
+            for worker in workers
+        )
 
     def shutdown(self, *, timeout_s: float) -> None:
         self._starts.end()
@@ -116,7 +143,12 @@ class _Lost(Exception):
 
 
 class _ProcessWorker:
-    """One slot's worker process. All but `kill_if_busy` on the slot's own thread."""
+    """One slot's worker process.
+
+    All but `interrupt` and `kill_if_busy` is called on the slot's own thread.
+    """
+
+    is_spent = False
 
     def __init__(
         self,
@@ -140,6 +172,9 @@ class _ProcessWorker:
         self._is_given_up = False
         self._has_rested = False
         self._watches = _Watches(host)
+        self._lock = threading.Lock()
+        self._running: tuple[str | None, int] = None, 0
+        self._interruption: Interruption | None = None
 
     def run(self, call: Call, /) -> Outcome:
         self._is_busy = True
@@ -160,10 +195,19 @@ class _ProcessWorker:
             self._drop_child()
             reason = f"No worker process could be started: {err}"
             return lost_outcome(call.record.id, reason)
-        record = self._started(call)
+        self._let_interrupt(call.record.id, attempt=len(call.record.worker_ids) + 1)
+        try:
+            record = self._started(call)
+            if record is None:
+                return stopped_outcome(call.record.id, TaskCancelled())
+            return self._run_in(child, call, record)
+        finally:
+            self._let_interrupt(None)
+
+    def _run_in(self, child: Child, call: Call, record: Record) -> Outcome:
         context = call.context or copy_context()
         try:
-            run = Run(record, self._carried(context))
+            run = Run(record, self._carried(context), _packed(call.backoff))
         except Exception as err:  # a value's own code
             return Outcome(record.id, time.time(), None, error_record(err))
         began = time.monotonic()
@@ -174,9 +218,36 @@ class _ProcessWorker:
         except (_Lost, OSError, EOFError):
             ran_s = time.monotonic() - began
             what = f"running {record.task.path} for {ran_s:.3f} s"
-            return lost_outcome(record.id, self._end_of(child, f"after {what}."))
+            end = self._end_of(child, f"after {what}.")
+            if self._interruption is not None:
+                error = stop_error(self._interruption, timeout_s=call.timeout_s)
+                return stopped_outcome(record.id, error)
+            return lost_outcome(record.id, end)
         finally:
             self._watches.clear()
+
+    def _let_interrupt(self, result_id: str | None, *, attempt: int = 0) -> None:
+        """From now on that attempt can be stopped; None: nothing can."""
+        with self._lock:  # past this the child has been killed, or will not be
+            self._running = result_id, attempt
+            was_interrupted = self._interruption is not None
+            self._interruption = None
+        if was_interrupted:
+            self._drop_child()  # whether it had finished its task before or not
+
+    def interrupt(self, result_id: str, *, attempt: int, reason: Interruption) -> bool:
+        """Kill the process if it runs that call. Any thread may call it."""
+        with self._lock:
+            child = self._child
+            if (
+                self._running != (result_id, attempt)
+                or self._interruption is not None
+                or child is None
+            ):
+                return False
+            self._interruption = reason
+            child.kill()
+            return True
 
     def _carried(self, context: Context) -> dict[str, bytes]:
         """What of the enqueuer's context goes along."""
@@ -195,7 +266,7 @@ class _ProcessWorker:
     def _name_worker(self, pid: int) -> None:
         self._worker_id = f"{host_name()}:{pid}:{self._name}"
 
-    def _started(self, call: Call) -> Record:
+    def _started(self, call: Call) -> Record | None:
         return self._host.started(
             call.record.id, worker_id=self._worker_id, at=time.time()
         )
@@ -259,12 +330,8 @@ class _ProcessWorker:
                 case WornOut():
                     self._is_worn_out = True
                 case Request():
-                    _send(
-                        child,
-                        Reply(
-                            message.request_id, self._serve(message.request, context)
-                        ),
-                    )
+                    answer = self._serve(message.request, context)
+                    _send(child, Reply(message.request_id, answer))
                 case Watch():
                     self._watches.add(message, child)
                 case Unwatch():
@@ -274,17 +341,29 @@ class _ProcessWorker:
                 case _:
                     assert_never(message)
 
-    def _serve(
-        self, request: EnqueueRequest | GetRequest, context: Context
-    ) -> Record | Refusal:
+    def _serve(self, request: records.Request, context: Context) -> Answer:
+        if isinstance(request, MetadataRequest):
+            return self._save_metadata(request)
         if isinstance(request, GetRequest):
-            record = self._watches.finished(request.result_id)
-            if record is not None:
-                return record
+            finished = self._watches.finished(request.result_id)
+            if finished is not None:
+                return finished
         answer = context.run(self._host.serve, request)
-        if isinstance(answer, Record):
+        if isinstance(answer, Enqueued):
+            for each in answer.records:
+                self._watches.keep(each)
+        elif isinstance(answer, Record):
             self._watches.keep(answer)
         return answer
+
+    def _save_metadata(self, request: MetadataRequest) -> Answer:
+        try:
+            self._host.save_metadata(
+                request.result_id, request.metadata, attempt=request.attempt
+            )
+        except Exception as err:  # the task gets it
+            return refusal_of(err)
+        return True
 
     def tidy(self) -> None:
         close_old_connections()  # this thread's: receivers of signals may use them
@@ -350,6 +429,15 @@ def _how_it_ended(code: int | None) -> str:
     return f"was killed by {name}"
 
 
+def _packed(backoff: Backoff | None) -> bytes | None:
+    if backoff is None:
+        return None
+    try:
+        return pickle.dumps(backoff)
+    except Exception:  # a lambda's: the child finds it where the task is
+        return b""
+
+
 def _send(child: Child, message: ToChild) -> None:
     # Only what the child waits for is ever sent, so that it does not block.
     child.send(pack(message))
@@ -382,7 +470,7 @@ class _Watches:
 
         def tell(record: Record | None) -> None:
             if self.end(watch_id):
-                if record is not None:
+                if record is not None and record.is_finished:
                     self._finished[record.id] = record
                 with suppress(OSError):  # it has ended
                     _send(child, Watched(watch_id))
@@ -391,7 +479,9 @@ class _Watches:
         if watch.result_id in self._finished:
             tell(None)
             return
-        remove = self._host.on_finished(watch.alias, watch.result_id, tell)
+        remove = self._host.on_change(
+            watch.alias, watch.result_id, tell, revision=watch.revision
+        )
         if remove is None:
             tell(None)
             return
@@ -435,7 +525,7 @@ class _Watches:
         def take(finished: Record) -> None:
             self._finished[record.id] = finished
 
-        remove = self._host.on_finished(record.alias, record.id, take)
+        remove = self._host.on_change(record.alias, record.id, take)
         if remove is not None:
             self._kept[record.id] = remove
         elif record.is_finished:

@@ -19,6 +19,9 @@ type _Inbox = SimpleQueue[tuple[Call, Future[Outcome]] | None]
 class SlotWorker(Protocol):
     """What runs one slot's calls. Only the slot's own thread calls it."""
 
+    is_spent: bool
+    """The thread that it was opened on should run nothing more."""
+
     def run(self, call: Call, /) -> Outcome:
         """Run a call to its end. Never raises."""
         ...
@@ -78,20 +81,13 @@ class SlotThreads:
                 inbox.put((call, future))
                 return future
             inbox = self._inboxes[call.slot] = SimpleQueue()
-            thread = threading.Thread(
-                target=self._work,
-                args=(call.slot, inbox),
-                name=f"{self._name}-{call.slot}",
-                daemon=True,
-            )
             try:
-                thread.start()
+                self._start(call.slot, inbox)
             except RuntimeError as err:
                 # The interpreter is ending, or the system has no thread left.
                 del self._inboxes[call.slot]
                 future.set_result(lost_outcome(call.record.id, str(err)))
                 return future
-            self._threads.add(thread)
             # Only now, so that the call has hardly begun when the Future is returned;
             # with the lock held, so that `shutdown` comes before all of this, or after.
             inbox.put((call, future))
@@ -110,6 +106,17 @@ class SlotThreads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
+    def _start(self, slot: int, inbox: _Inbox) -> None:
+        """Start a slot's thread. To be called under the lock."""
+        thread = threading.Thread(
+            target=self._work,
+            args=(slot, inbox),
+            name=f"{self._name}-{slot}",
+            daemon=True,
+        )
+        thread.start()
+        self._threads.add(thread)
+
     def _work(self, slot: int, inbox: _Inbox) -> None:
         worker = self._open_worker(slot)
         try:
@@ -120,6 +127,8 @@ class SlotThreads:
                 worker.tidy()
                 # Nothing of a call is held while the next is waited for.
                 del item, call, future
+                if worker.is_spent and self._replace(slot, inbox):
+                    return
                 if inbox.empty():
                     worker.rest()
                 item = self._next(slot, inbox)
@@ -137,6 +146,17 @@ class SlotThreads:
             except Empty:
                 if self._retire(slot, inbox):
                     return None
+
+    def _replace(self, slot: int, inbox: _Inbox) -> bool:
+        """Leave the inbox to another thread; False where none can be started."""
+        if self._retire(slot, inbox):
+            return True
+        try:
+            with self._lock:
+                self._start(slot, inbox)
+        except RuntimeError:  # as above: this one has to go on
+            return False
+        return True
 
     def _retire(self, slot: int, inbox: _Inbox) -> bool:
         with self._lock:  # decides whether a call came just now

@@ -1,0 +1,148 @@
+"""How a call is stopped that runs on a thread of this process."""
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from asgiref.sync import async_to_sync
+
+from .errors import TaskCancelled, TaskTimeout
+from .records import Interruption
+
+__all__ = ["InterruptibleCall", "stop_error"]
+
+
+def stop_error(reason: Interruption, /, *, timeout_s: float | None) -> BaseException:
+    """The exception that stands for the end of a call that was stopped."""
+    if reason is Interruption.CANCEL:
+        return TaskCancelled("The task was cancelled while it ran.")
+    return TaskTimeout(f"The task took longer than its time limit of {timeout_s:g} s.")
+
+
+class _Stopped(NamedTuple):
+    """What a coroutine that was cancelled returns, past asgiref, to its own thread."""
+
+    error: asyncio.CancelledError
+
+
+class InterruptibleCall:
+    """One attempt's call. Of several reasons to stop it the first one counts."""
+
+    def __init__(
+        self, *, attempt: int, timeout_s: float | None, is_coroutine: bool
+    ) -> None:
+        self.attempt = attempt
+        self._is_coroutine = is_coroutine
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._reason: Interruption | None = None
+        self._stop: Callable[[], None] | None = None
+        self.is_struck = False
+        """An exception was raised into the thread from outside."""
+
+    def interrupt(self, reason: Interruption, /) -> bool:
+        """Stop it, now or when it begins. False where it is over, or stopped before.
+
+        A function is only ever stopped because its time is over.
+        """
+        if self._reason is not None:
+            return False
+        if reason is Interruption.CANCEL and not self._is_coroutine:
+            return False
+        with self._lock:  # decides whether the function is still within reach
+            self._reason = reason
+            if self._stop is None:
+                return False
+            self._stop()
+            return True
+
+    # A coroutine is cancelled: it ends at an `await`, and its `finally` blocks run.
+
+    def run_coroutine(
+        self,
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run a coroutine function to its end on this thread."""
+        value: Any = async_to_sync(self._await)(function, args, kwargs)
+        if isinstance(value, _Stopped):
+            assert self._reason is not None  # or it would not be there
+            raise stop_error(self._reason, timeout_s=self._timeout_s) from value.error
+        return value
+
+    async def _await(
+        self,
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # asgiref runs it in one
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        try:
+            with self._lock:
+                self._stop = cancel
+                if self._reason is not None:
+                    raise asyncio.CancelledError
+            return await function(*args, **kwargs)
+        except asyncio.CancelledError as err:
+            if self._reason is None:  # not ours: the function's own
+                raise
+            return _Stopped(err)
+        finally:
+            with self._lock:
+                self._stop = None
+
+    # A function can only be struck: an exception is raised in its thread, at whatever
+    # bytecode it is. Not one of those that are ours may be it.
+
+    def run_function(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run a function to its end on this thread."""
+        thread_id = threading.get_ident()
+
+        def strike() -> None:
+            self.is_struck = True
+            _set_async_exception(thread_id, TaskTimeout)
+
+        try:
+            self._let_strike(strike)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._let_strike(None)
+                if self.is_struck:
+                    # Not delivered yet, although the function has ended: take it back.
+                    _set_async_exception(thread_id, None)
+        except TaskTimeout as err:
+            if self.is_struck and not err.args:
+                reason = Interruption.TIMEOUT
+                err.args = stop_error(reason, timeout_s=self._timeout_s).args
+            raise
+
+    def _let_strike(self, strike: Callable[[], None] | None) -> None:
+        with self._lock:  # past this an exception is on its way, or none will come
+            self._stop = strike
+            if strike is not None and self._reason is not None:
+                raise stop_error(self._reason, timeout_s=self._timeout_s)
+
+
+def _set_async_exception(thread_id: int, error: type[BaseException] | None) -> None:
+    """Raise it in that thread at its next bytecode; None: take it back.
+
+    https://docs.python.org/3/c-api/init.html#c.PyThreadState_SetAsyncExc
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread_id), ctypes.py_object(error) if error else None
+    )

@@ -1,0 +1,162 @@
+"""A task from its enqueue to its end, and how each change of its record is decided."""
+
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from django.tasks.base import Task
+
+from .async_bridge import Completion
+from .backoff import Backoff
+from .logs import log_error, log_exception
+from .options import LocalOptions
+from .protocols import ResultStore
+from .records import Outcome, Record
+from .tasks import LocalTask
+
+__all__ = ["Job", "Records"]
+
+_NO_CONTEXT = Context()
+
+
+class Job(Completion):
+    """What this process has of a task that it runs.
+
+    `record` is a finished one only when everybody who has to know has been told.
+    """
+
+    __slots__ = (
+        "context",
+        "deadline_s",
+        "early_outcome",
+        "has_place",
+        "is_decided",
+        "is_pushed",
+        "is_queued",
+        "lent",
+        "slot",
+        "spare_context",
+        "submitter",
+        "task",
+    )
+
+    def __init__(
+        self, record: Record, *, task: "Task[..., Any]", context: Context
+    ) -> None:
+        super().__init__(record)
+        self.task: Task[..., Any] = task
+        self.context: Context = context
+        """What the next attempt, or the one that runs, runs in."""
+        self.spare_context: Context | None = None
+        """What the attempt after that one would run in."""
+        self.slot: int | None = None
+        """The slot it runs on, once it runs."""
+        self.has_place: bool = False
+        """It counts among those that wait."""
+        self.is_pushed: bool = False
+        self.is_queued: bool = False
+        self.is_decided: bool = False
+        """How it ends is known."""
+        self.deadline_s: float | None = None
+        """When its attempt's time is over, by the monotonic clock."""
+        self.early_outcome: Outcome | None = None
+        self.submitter: int | None = None
+        """The thread that is just handing it to the executor."""
+        self.lent: int = 0
+
+    def decide(self) -> bool:
+        """Whether who asks may end the task: only the first one may."""
+        with self._lock:
+            if self.is_decided:
+                return False
+            self.is_decided = True
+            return True
+
+    def let_go(self) -> None:
+        """A handle that is kept should not keep the enqueuer's context."""
+        self.context = _NO_CONTEXT
+        self.spare_context = None
+
+    def timeout_s(self, options: LocalOptions, /) -> float | None:
+        """The seconds that each attempt may take."""
+        task = self.task
+        if isinstance(task, LocalTask) and task.timeout is not None:
+            return task.timeout
+        return options.timeout_s
+
+    def backoff(self, options: LocalOptions, /, *, attempts: int) -> Backoff | None:
+        """What says when the next attempt is; None when so many are all there are."""
+        task = self.task
+        backoff, most = options.backoff, options.max_attempts
+        if isinstance(task, LocalTask):
+            backoff = task.backoff or backoff
+            most = task.max_attempts or most
+        return backoff if attempts < most else None
+
+
+class Records:
+    """The records of an alias's tasks: changed so that of two that race one wins."""
+
+    def __init__(self, store: ResultStore, *, alias: str, options: LocalOptions):
+        self._store = store
+        self._alias = alias
+        self._max_results = options.max_results
+
+    def change(
+        self, job: Job, change: Callable[[Record], Record | None], /
+    ) -> Record | None:
+        """Save what `change` makes of the latest record; None where that is nothing.
+
+        `change` may be called several times. Once a task is finished, or about to be,
+        nothing changes any more. A finished record is left for `Job.finish`.
+        """
+        record = job.record
+        while not job.is_decided:
+            changed = change(record)
+            if changed is None:
+                return None
+            other = self._save(job, changed)
+            if other is not None:
+                record = other
+            elif changed.is_finished:
+                return changed if job.decide() else None
+            elif not job.is_decided:
+                job.see(changed)
+                return changed
+        return None
+
+    def forget_old(self) -> None:
+        """Let the store forget what MAX_RESULTS does not keep."""
+        if self._max_results is not None:
+            try:
+                self._store.discard(keep=self._max_results)
+            except Exception:  # a store's; the next task's end tries again
+                log_exception("TASKS[%r]: old results stay in the store", self._alias)
+
+    def _save(self, job: Job, record: Record) -> Record | None:
+        """The other record that is there now, where somebody was faster.
+
+        A store that fails, or has lost the record, has no say: the task goes on.
+        """
+        try:
+            if self._store.save([record])[0]:
+                return None
+            other = self._store.get([record.id]).get(record.id)
+        except Exception:  # a store's
+            log_exception(
+                "TASKS[%r]: the store failed to save result %s as %s",
+                self._alias,
+                record.id,
+                record.status,
+            )
+            return None
+        if other is not None and other.revision >= record.revision:
+            return other
+        if not job.is_decided:  # or it may have been forgotten already
+            log_error(
+                "TASKS[%r]: the store refused to save result %s as %s",
+                self._alias,
+                record.id,
+                record.status,
+            )
+        return None
