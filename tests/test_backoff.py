@@ -187,7 +187,7 @@ def test_alike_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "backoff", BACKOFFS, ids=[str(number) for number in range(len(BACKOFFS))]
+    "backoff", BACKOFFS, ids=lambda backoff: type(backoff).__name__
 )
 def test_backoffs_are_plain_data(backoff: Backoff) -> None:
     copied = pickle.loads(pickle.dumps(backoff))

@@ -375,10 +375,9 @@ class Dispatcher(WorkerHost):
     def _take_due(self) -> Sequence[Job]:
         """Give free slots to the tasks that are next."""
         due: list[Job] = []
-        while (
-            self._queue.ready_count and self._running - self._lent < self._max_workers
-        ):
-            job = self._queue.pop()
+        queue = self._queue
+        while queue.ready_count and self._running - self._lent < self._max_workers:
+            job = queue.pop()
             job.is_queued = False
             if job.has_place:
                 job.has_place = False

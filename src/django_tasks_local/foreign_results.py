@@ -64,9 +64,11 @@ class ForeignResult:
         self.record = record
 
     def latest(self) -> Record:
+        """Look it up."""
         return self._see(task_backends[self.record.alias].get_result(self.record.id))
 
     async def alatest(self) -> Record:
+        """The same without blocking."""
         return self._see(await aget_result(self.record.alias, self.record.id))
 
     def _see(self, result: "TaskResult[..., Any]") -> Record:
@@ -84,6 +86,7 @@ class ForeignResult:
         at_end: Callable[[], None],
         revision: int | None = None,
     ) -> bool:
+        """Look again and again, at first every 10 ms, in the end every 500 ms."""
         self._check_that_it_ever_runs()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for pause_s in _pauses():
@@ -99,6 +102,7 @@ class ForeignResult:
     async def wait_async(
         self, *, at_end: Callable[[], None], revision: int | None = None
     ) -> None:
+        """The same without blocking."""
         self._check_that_it_ever_runs()
         for pause_s in _pauses():
             if _is_past(await self.alatest(), revision):
@@ -106,6 +110,7 @@ class ForeignResult:
             await anyio.sleep(pause_s)
 
     def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+        """Look for it on a thread of its own until it is finished."""
         self._check_that_it_ever_runs()
         if self.latest().is_finished:
             return None
