@@ -16,7 +16,6 @@ from .async_bridge import is_in_trio
 from .backoff import Backoff
 from .checks import as_check_messages, as_exception
 from .context import current_result_id, is_running, parent_link
-from .dispatcher import Retired
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .options import (
@@ -29,6 +28,7 @@ from .options import (
 from .protocols import ExecutorFactory, ParentLink
 from .records import CancelRequest, Enqueued, EnqueueRequest, GetRequest, Record
 from .results import LocalTaskResult, handle_of
+from .slots import Retired
 from .state import (
     ExecutorState,
     cancel,

@@ -1,12 +1,10 @@
 """Feeds free slots, records what becomes of each task, and wakes who waits for it."""
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from heapq import heappop, heappush
 from typing import override
 
 from django.dispatch import Signal
@@ -14,7 +12,6 @@ from django.tasks.base import TaskResultStatus
 
 from .context import enter_task
 from .errors import (
-    QueueFull,
     TaskCancelled,
     TaskFailed,
     TaskTimeout,
@@ -22,7 +19,6 @@ from .errors import (
     path_of,
 )
 from .jobs import Job, Records
-from .locks import give_way
 from .logs import log_exception
 from .options import LocalOptions
 from .protocols import ResultStore, TaskExecutor, WorkerHost
@@ -45,14 +41,13 @@ from .records import (
 )
 from .results import handle_of
 from .signals import is_heard, send, task_finished, task_started
-from .task_queue import DueHeap, TaskQueue
+from .slots import Slots
 from .timer import Timer
 from .worker import ask_backoff, lost_outcome
 
-__all__ = ["Dispatcher", "Retired"]
+__all__ = ["Dispatcher"]
 
-_CLOCK_S = 1.0  # a change of the wall clock is noticed after so many seconds
-
+_NOT_DUE = "Its alias was shut down before the task was due."
 _CANCELLED = ErrorRecord(
     path_of(TaskCancelled),
     f"{path_of(TaskCancelled)}: The task was cancelled before it ran.\n",
@@ -64,16 +59,11 @@ _NOT_TRIED_AGAIN = ErrorRecord(
 _TOLD_BY_TEXT = {path_of(kind): kind for kind in (WorkerLost, TaskTimeout)}
 
 
-class Retired(Exception):
-    """The dispatcher takes no new tasks: another one has taken its place."""
-
-
 class Dispatcher(WorkerHost):
     """What an alias runs in this process: those that wait, and those that run.
 
-    A task leaves the queue only into a free slot. It is the `WorkerHost` of its
-    executor. What becomes of a task is decided by a change of its record (`Records`);
-    what is decided under the lock here is who has which slot.
+    It is the `WorkerHost` of its executor. Who has which slot is decided by `Slots`,
+    and what becomes of a task by a change of its record (`Records`).
     """
 
     def __init__(
@@ -90,25 +80,17 @@ class Dispatcher(WorkerHost):
         self._alias = alias
         self._sender = sender
         self._options = options
-        self._max_workers = options.max_workers
         self._store = store
         self._records = Records(store, alias=alias, options=options)
         self._serve = serve
         self._find_job = find_job
         self._on_done = on_done
-        self._lock = threading.Lock()
-        self._all_ended = threading.Condition(self._lock)
-        self._queue = TaskQueue[Job]()
-        self._jobs: dict[str, Job] = {}
-        self._pending = 0  # places taken: those in the queue and on their way there
-        self._running = 0
-        self._lent = 0
-        self._free_slots: list[int] = []  # a heap: low numbers are used first
-        self._slot_count = 0
-        self._deadlines = DueHeap[Job]()
+        self._slots = Slots(
+            alias=alias,
+            max_workers=options.max_workers,
+            max_pending=options.max_pending,
+        )
         self._timer = Timer(self._ring, name=f"django-tasks-{alias}-timer")
-        self._is_retired = False
-        self._runs_until: Timestamp | None = None
         self._executor: TaskExecutor | None = None
         self._executor_lock = threading.Lock()
 
@@ -125,55 +107,29 @@ class Dispatcher(WorkerHost):
     def admit(self, jobs: Sequence[Job], /) -> None:
         """Take places in the queue for tasks that are about to be stored.
 
-        For all or none. Raises QueueFull where there are not as many, Retired once
-        `retire` was called.
+        For all or none. Raises QueueFull, and Retired once `retire` was called.
         """
-        limit = self._options.max_pending
-        give_way(self._lock)
-        with self._lock:  # decides who gets the last place
-            if self._is_retired:
-                raise Retired
-            if limit is not None and self._pending + len(jobs) > limit:
-                raise QueueFull(
-                    f"{self._pending} tasks are waiting, and "
-                    f"TASKS[{self._alias!r}]['OPTIONS']['MAX_PENDING'] is {limit}."
-                )
-            self._pending += len(jobs)
-            for job in jobs:
-                job.has_place = True
-                self._jobs[job.record.id] = job
+        self._slots.admit(jobs)
 
     def refuse(self, jobs: Sequence[Job], /) -> None:
         """Give the places back, of tasks that were not stored after all.
 
         Of those that were pushed in spite of that nothing is taken back.
         """
-        give_way(self._lock)
-        with self._lock:
-            for job in jobs:
-                if not job.is_pushed:
-                    self._forget(job)
-            is_done = self._note_end()
-        if is_done:
+        self._slots.withdraw(jobs)
+        if self._slots.settle():
             self._close()
 
     def push(self, jobs: Sequence[Job], /) -> None:
         """Put admitted tasks, which are stored now, into their places."""
-        due: Sequence[Job] = ()
-        wake_in_s = None
-        give_way(self._lock)
+        due: list[Job] = []
+        wait_s = None
         try:
-            with self._lock:
-                for job in jobs:
-                    job.is_pushed = True
-                    wait_s = self._put(job)
-                    if wait_s is not None:
-                        wake_in_s = min(wait_s, wake_in_s or wait_s)
-                due = self._take_due()
+            wait_s = self._slots.push(jobs, due)
         finally:  # also when Ctrl-C comes just now
-            self._submit_all(due)
-        if wake_in_s is not None:
-            self._timer.wake_in(min(wake_in_s, _CLOCK_S))
+            self._submit(due)
+        if wait_s is not None:
+            self._timer.wake_in(wait_s)
 
     def cancel(self, job: Job, /) -> bool:
         """End a task: one that waits at once, one that runs as its executor can.
@@ -184,14 +140,9 @@ class Dispatcher(WorkerHost):
         if record is None:
             return False
         if record.is_finished:
-            give_way(self._lock)
-            with self._lock:
-                self._forget(job)
+            self._slots.drop(job)
             self._tell_end(job, record)
-            give_way(self._lock)
-            with self._lock:
-                is_done = self._note_end()
-            if is_done:
+            if self._slots.settle():
                 self._close()
         elif self._executor is not None:
             self._executor.interrupt(
@@ -201,52 +152,40 @@ class Dispatcher(WorkerHost):
 
     def job(self, result_id: str, /) -> Job | None:
         """The task of that id, until it is finished."""
-        return self._jobs.get(result_id)
+        return self._slots.find(result_id)
 
     def unfinished_ids(self) -> list[str]:
         """The ids of the tasks that wait or run, the oldest first."""
-        give_way(self._lock)
-        with self._lock:
-            return list(self._jobs)
+        return self._slots.unfinished_ids()
 
     def is_idle(self, *, until: Timestamp) -> bool:
         """Whether no task runs, or waits for anything but a time after `until`."""
-        give_way(self._lock)
-        with self._lock:
-            return self._has_rest(until)
+        return self._slots.is_idle(until=until)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Block until `is_idle` until then; False after `timeout_s` seconds."""
-        until = time.time() + timeout_s
-        with self._all_ended:
-            return self._all_ended.wait_for(lambda: self._has_rest(until), timeout_s)
+        return self._slots.wait_until_idle(timeout_s)
 
     def retire(self, *, runs_until: Timestamp) -> None:
         """Take no new tasks, run those that are here, then end the executor.
 
         Those whose time comes later than `runs_until` fail.
         """
-        give_way(self._lock)
-        with self._lock:  # decides whether there is anything to wait for
-            self._is_retired = True
-            self._runs_until = runs_until
-            late = self._drained(self._queue.drain_deferred(runs_until))
-            is_done = self._note_end()
-        self._fail(late, "Its alias was shut down before the task was due.")
+        late: list[Job] = []
+        is_done = self._slots.retire(late, runs_until=runs_until)
+        self._fail(late, _NOT_DUE)
         if is_done:
             self._close()
 
     def drop_queued(self, reason: str) -> None:
         """Fail the tasks that still wait, so that nobody waits for them."""
-        give_way(self._lock)
-        with self._lock:
-            jobs = self._drained(self._queue.drain())
-        self._fail(jobs, reason)
+        waiting: list[Job] = []
+        self._slots.drain(waiting)
+        self._fail(waiting, reason)
 
     def end(self, *, timeout_s: float) -> None:
         """End the executor, whatever still runs. May be called twice."""
-        with self._lock:
-            self._runs_until = -math.inf  # nothing is tried again
+        self._slots.run_nothing_again()
         self._timer.end()
         if self._executor is not None:
             self._executor.shutdown(timeout_s=timeout_s)
@@ -267,7 +206,7 @@ class Dispatcher(WorkerHost):
     def started(
         self, result_id: str, /, *, worker_id: str, at: Timestamp
     ) -> Record | None:
-        job = self._jobs.get(result_id)
+        job = self._slots.find(result_id)
         if job is None:
             return None
         record = self._records.change(
@@ -278,9 +217,7 @@ class Dispatcher(WorkerHost):
         self._send(task_started, job, record)
         timeout_s = job.timeout_s(self._options)
         if timeout_s is not None:
-            with self._lock:
-                job.deadline_s = time.monotonic() + timeout_s
-                self._deadlines.push(job, at=job.deadline_s)
+            self._slots.set_deadline(job, timeout_s)
             self._timer.wake_in(timeout_s)
         return record
 
@@ -294,7 +231,7 @@ class Dispatcher(WorkerHost):
                 return None
             return apply_metadata(record, metadata)
 
-        job = self._jobs.get(result_id)
+        job = self._slots.find(result_id)
         if job is None or self._records.change(job, changed) is None:
             raise RuntimeError(
                 f"Attempt {attempt} of task {result_id} does not run any more."
@@ -302,7 +239,7 @@ class Dispatcher(WorkerHost):
 
     @override
     def is_cancel_requested(self, result_id: str, /) -> bool:
-        job = self._jobs.get(result_id)
+        job = self._slots.find(result_id)
         return job is not None and job.record.is_cancel_requested
 
     @override
@@ -332,157 +269,42 @@ class Dispatcher(WorkerHost):
 
     @override
     def lend_slot(self, result_id: str, /) -> None:
-        give_way(self._lock)
-        with self._lock:
-            job = self._jobs.get(result_id)
-            if job is None or job.slot is None:
-                return
-            job.lent += 1
-            if job.lent > 1:
-                return
-            self._lent += 1
-            due = self._take_due()
-        self._submit_all(due)
+        due: list[Job] = []
+        try:
+            self._slots.lend(result_id, due)
+        finally:  # as in `push`
+            self._submit(due)
 
     @override
     def reclaim_slot(self, result_id: str, /) -> None:
-        give_way(self._lock)
-        with self._lock:
-            job = self._jobs.get(result_id)
-            if job is None or not job.lent:
-                return
-            job.lent -= 1
-            if job.lent == 0:
-                self._lent -= 1
-
-    # What is decided under the lock.
-
-    def _put(self, job: Job) -> float | None:
-        """Queue a task that nobody has cancelled; the seconds until it is due."""
-        record = job.record
-        if job.is_decided:
-            return None
-        job.is_queued = True
-        priority = record.task.priority
-        if record.due_at is not None:
-            wait_s = record.due_at - time.time()
-            if wait_s > 0:
-                self._queue.defer(job, priority=priority, due_at=record.due_at)
-                return wait_s
-        self._queue.push(job, priority=priority)
-        return None
-
-    def _take_due(self) -> Sequence[Job]:
-        """Give free slots to the tasks that are next."""
-        due: list[Job] = []
-        queue = self._queue
-        while queue.ready_count and self._running - self._lent < self._max_workers:
-            job = queue.pop()
-            job.is_queued = False
-            if job.has_place:
-                job.has_place = False
-                self._pending -= 1
-            self._running += 1
-            if self._free_slots:
-                job.slot = heappop(self._free_slots)
-            else:
-                job.slot = self._slot_count
-                self._slot_count += 1
-            due.append(job)
-        return due
-
-    def _take_back(self, job: Job) -> None:
-        """The other way: it could not be handed over."""
-        with self._lock:
-            self._free_slot(job)
-            job.has_place = True
-            self._pending += 1
-            self._put(job)
-
-    def _free_slot(self, job: Job) -> None:
-        if job.slot is not None:
-            self._running -= 1
-            heappush(self._free_slots, job.slot)
-            job.slot = None
-        if job.lent:
-            job.lent = 0
-            self._lent -= 1
-        if job.deadline_s is not None:
-            job.deadline_s = None
-            self._deadlines.discard(job)
-
-    def _forget(self, job: Job) -> None:
-        """A task waits no longer; its slot, if it has one, is its call's."""
-        self._jobs.pop(job.record.id, None)
-        if job.is_queued:
-            job.is_queued = False
-            self._queue.remove(job)
-        if job.has_place:
-            job.has_place = False
-            self._pending -= 1
-
-    def _drained(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        for job in jobs:
-            job.is_queued = False
-        return jobs
-
-    def _note_end(self) -> bool:
-        """Tell who waits for all to end; whether a retired one is done."""
-        if self._running == 0 and len(self._jobs) == self._queue.deferred_count:
-            self._all_ended.notify_all()
-            return self._is_retired and not self._jobs
-        return False
-
-    def _has_rest(self, until: Timestamp) -> bool:
-        if self._running or len(self._jobs) != self._queue.deferred_count:
-            return False
-        next_due = self._queue.next_due
-        return next_due is None or next_due > until
+        self._slots.reclaim(result_id)
 
     # From the queue to the executor, and back.
 
     def _ring(self) -> float | None:
         """Start what is due, and stop what takes too long (the timer's)."""
-        with self._lock:
-            self._queue.release(time.time())
-            due = self._take_due()
-            late = [
-                (job, len(job.record.worker_ids))
-                for job in self._deadlines.pop_due(time.monotonic())
-            ]
-            for job, _ in late:
-                job.deadline_s = None
-            next_s = self._next_ring_s()
-        executor = self._executor
-        for job, attempt in late:
-            if executor is not None:
-                executor.interrupt(
+        due: list[Job] = []
+        overdue, next_s = self._slots.ring(due)
+        if self._executor is not None:
+            for job, attempt in overdue:
+                self._executor.interrupt(
                     job.record.id, attempt=attempt, reason=Interruption.TIMEOUT
                 )
-        self._submit_all(due)
+        self._submit(due)
         return next_s
 
-    def _next_ring_s(self) -> float | None:
-        """Waiting goes by the monotonic clock, deciding about tasks by the wall's."""
-        next_s: list[float] = []
-        if self._queue.next_due is not None:
-            next_s.append(min(self._queue.next_due - time.time(), _CLOCK_S))
-        if self._deadlines.next_at is not None:
-            next_s.append(self._deadlines.next_at - time.monotonic())
-        return min(next_s, default=None)
-
-    def _submit_all(self, jobs: Sequence[Job]) -> None:
+    def _submit(self, due: list[Job]) -> None:
         """Hand tasks that have slots to the executor, and what comes of that."""
-        waiting = list(reversed(jobs))
+        due.reverse()
         try:
-            while waiting:
-                job = waiting.pop()
+            while due:
+                job = due.pop()
                 outcome = self._hand_over(job)
                 if outcome is not None:
-                    waiting.extend(reversed(self._finish(job, outcome)))
+                    self._finish(job, outcome, due)
         except BaseException:  # Ctrl-C: those that are left must not be lost
-            for job in waiting:
-                self._take_back(job)
+            for job in due:
+                self._slots.put_back(job)
             raise
 
     def _hand_over(self, job: Job) -> Outcome | None:
@@ -507,7 +329,7 @@ class Dispatcher(WorkerHost):
                 )
             )
         except BaseException:  # Ctrl-C: the executor's own part does not raise
-            self._take_back(job)
+            self._slots.put_back(job)
             raise
         job.submitter = threading.get_ident()
         future.add_done_callback(partial(self._ended, job))
@@ -532,21 +354,24 @@ class Dispatcher(WorkerHost):
             )
             try:
                 finish.start()
-            except RuntimeError:  # no thread can be started: then `_submit_all` has to
+            except RuntimeError:  # no thread can be started: then `_submit` has to
                 job.early_outcome = outcome
         else:
             self._finish_and_go_on(job, outcome)
 
     def _finish_and_go_on(self, job: Job, outcome: Outcome) -> None:
-        self._submit_all(self._finish(job, outcome))
+        due: list[Job] = []
+        try:
+            self._finish(job, outcome, due)
+        finally:
+            self._submit(due)
 
     def _fail(self, jobs: Sequence[Job], reason: str) -> None:
         for job in jobs:
-            outcome = lost_outcome(job.record.id, reason)
-            self._submit_all(self._finish(job, outcome))
+            self._finish_and_go_on(job, lost_outcome(job.record.id, reason))
 
-    def _finish(self, job: Job, outcome: Outcome) -> Sequence[Job]:
-        """Record what came of an attempt; the next ones for the slot."""
+    def _finish(self, job: Job, outcome: Outcome, due: list[Job]) -> None:
+        """Record what came of an attempt; who gets its slot is `due`."""
         job.early_outcome = None
         record = None
         try:
@@ -555,8 +380,20 @@ class Dispatcher(WorkerHost):
             if record is not None and record.is_finished:
                 self._tell_end(job, record)
         finally:  # whatever happens, nobody waits for ever
-            due = self._free(job, record)
-        return due
+            if record is None or record.is_finished:
+                if self._slots.free(job, due):
+                    self._close()
+            else:
+                self._run_again(job, due)
+
+    def _run_again(self, job: Job, due: list[Job]) -> None:
+        late: list[Job] = []
+        if job.spare_context is not None:
+            job.context, job.spare_context = job.spare_context, None
+        wait_s = self._slots.free_for_another(job, due, late)
+        if wait_s is not None:
+            self._timer.wake_in(wait_s)
+        self._fail(late, _NOT_DUE)
 
     def _with_backoff(self, job: Job, outcome: Outcome) -> Outcome:
         """The outcome, once its task's backoff has been asked if it has to be.
@@ -585,33 +422,11 @@ class Dispatcher(WorkerHost):
             self._records.forget_old()
             self._send(task_finished, job, record)
         finally:
-            self._jobs.pop(record.id, None)
+            self._slots.forget(job)
             # The tasks that waited for this one have their slots back before the next
             # begins.
             job.finish(record)
             job.let_go()
-
-    def _free(self, job: Job, record: Record | None) -> Sequence[Job]:
-        """An attempt has ended; with a record that is not finished, for another."""
-        late: Sequence[Job] = ()
-        wait_s = None
-        give_way(self._lock)
-        with self._lock:  # decides what the slot does next, and whether all is done
-            self._free_slot(job)
-            if record is not None and not record.is_finished:
-                if job.spare_context is not None:
-                    job.context, job.spare_context = job.spare_context, None
-                wait_s = self._put(job)
-                if self._runs_until is not None:
-                    late = self._drained(self._queue.drain_deferred(self._runs_until))
-            due = self._take_due()
-            is_done = self._note_end()
-        if wait_s is not None:
-            self._timer.wake_in(min(wait_s, _CLOCK_S))
-        self._fail(late, "Its alias was shut down before the task was due.")
-        if is_done:
-            self._close()
-        return due
 
     def _close(self) -> None:
         self.end(timeout_s=0.0)

@@ -25,7 +25,7 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 from .async_bridge import is_in_event_loop
 from .context import is_running
-from .dispatcher import Dispatcher, Retired
+from .dispatcher import Dispatcher
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .identity import new_result_id, this_process
@@ -52,6 +52,7 @@ from .signals import (
     send,
     task_enqueued,
 )
+from .slots import Retired
 from .task_registry import find_task, remember_task
 from .tasks import metadata_text
 from .times import to_timestamp
