@@ -38,6 +38,15 @@ class Bell:
         self._may_end = threading.Semaphore(0)
         self.count = 0
         self.timer = Timer(self._ring, name=NAME)
+        self._waiting = threading.Semaphore(0)
+        self._wait = self.timer._changed.wait
+        # There is no other way to know that a thread waits.
+        self.timer._changed.wait = self._wait_and_tell  # type: ignore[method-assign]
+
+    def _wait_and_tell(self, timeout: float | None = None) -> bool:
+        # The timer's lock is held: who takes it next finds the thread waiting.
+        self._waiting.release()
+        return self._wait(timeout)
 
     def _ring(self) -> float | None:
         self.count += 1
@@ -48,6 +57,10 @@ class Bell:
     def wait_until_rung(self) -> None:
         """Until it is in `ring`, which then stays there until `let_go`."""
         assert self._begun.acquire(timeout=LONG_S)
+
+    def wait_until_waiting(self) -> None:
+        """Until the timer's thread waits for its time."""
+        assert self._waiting.acquire(timeout=LONG_S)
 
     def let_go(self, result: Callable[[], float | None]) -> None:
         self._results.append(result)
@@ -122,21 +135,23 @@ def test_rings_again_when_ring_wants_it(bell: Bell) -> None:
 @pytest.mark.parametrize("seconds", [HOUR_S, 1e30, math.inf])
 def test_earlier_wish_wakes_the_thread_that_waits(bell: Bell, seconds: float) -> None:
     bell.timer.wake_in(seconds)
+    bell.wait_until_waiting()
     bell.timer.wake_in(0)
     bell.wait_until_rung()
     bell.let_go(lambda: seconds)
+    bell.wait_until_waiting()
     bell.timer.wake_in(0)
     bell.wait_until_rung()
 
     assert len(timer_threads()) == 1
 
 
-def test_later_wish_changes_nothing(bell: Bell) -> None:
+def test_later_wish_is_met_by_an_earlier_ring(bell: Bell) -> None:
     bell.timer.wake_in(0.05)
     bell.timer.wake_in(HOUR_S)
     bell.wait_until_rung()
     bell.let_go(lambda: None)
-    wait_until_no_thread()  # what comes of a ring is for all wishes before it
+    wait_until_no_thread()
 
     assert bell.count == 1
 
@@ -181,6 +196,8 @@ def test_ring_that_raises_is_logged_and_is_called_again(
         raise error
 
     bell.timer.wake_in(0)
+    bell.wait_until_rung()
+    bell.let_go(lambda: 0)
     bell.wait_until_rung()
     bell.timer.wake_in(0)
     bell.let_go(fail)
@@ -242,22 +259,28 @@ def test_says_when_no_thread_can_be_started(
     bell.wait_until_rung()
 
 
-def test_interrupted_start_leaves_no_thread_and_is_made_up_for(
+def test_thread_whose_start_was_interrupted_ends(
     bell: Bell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = threading.Thread.start
+    interrupted: list[threading.Thread] = []
 
-    def start_and_interrupt(thread: threading.Thread) -> None:
-        start(thread)
+    def interrupt(thread: threading.Thread) -> None:
+        interrupted.append(thread)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start_and_interrupt)
+        patch.setattr(threading.Thread, "start", interrupt)
         with pytest.raises(KeyboardInterrupt):
             bell.timer.wake_in(HOUR_S)
-    wait_until_no_thread()
+    assert bell.timer.wake_in(HOUR_S)
+    (thread,) = timer_threads()
+    bell.wait_until_waiting()
 
-    assert bell.timer.wake_in(0)
+    interrupted[0].start()  # it comes to life only now, when there is another one
+    interrupted[0].join(LONG_S)
+
+    assert timer_threads() == [thread]
+    bell.timer.wake_in(0)
     bell.wait_until_rung()
 
 
