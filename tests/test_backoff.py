@@ -187,7 +187,7 @@ def test_alike_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "backoff", BACKOFFS, ids=lambda backoff: type(backoff).__name__
+    "backoff", BACKOFFS, ids=lambda backoff: repr(backoff).partition(" at 0x")[0]
 )
 def test_backoffs_are_plain_data(backoff: Backoff) -> None:
     copied = pickle.loads(pickle.dumps(backoff))
