@@ -113,6 +113,15 @@ MEASUREMENTS = (
         quick={"samples": 7},
     ),
     Measurement(
+        name="later",
+        program="later",
+        contenders=("3", "bare"),
+        arguments={"samples": 200, "count": 100_000},
+        quick={"samples": 100, "count": 30_000},
+        repeats=3,
+        quick_repeats=1,
+    ),
+    Measurement(
         name="cpu",
         program="cpu",
         contenders=("3", "bare"),
@@ -244,6 +253,22 @@ FIGURES = (
         unit="ms",
         is_pictured=True,
     ),
+    *(
+        Figure(measurement="later", key=key, title=title, unit=unit)
+        for key, title, unit in (
+            ("late_p50_ms", "how late a deferred task, or a timer, begins: p50", "ms"),
+            ("late_p99_ms", "… p99", "ms"),
+            (
+                "replaced_p50_ms",
+                "from a time limit until another process has run the next task: p50",
+                "ms",
+            ),
+            ("replaced_most_ms", "… at most", "ms"),
+            ("enqueue_us", "each of 100,000 enqueues", "µs"),
+            ("defer_us", "… with a time to run after", "µs"),
+            ("cancel_us", "… each cancelled again", "µs"),
+        )
+    ),
     Figure(
         measurement="cpu",
         key="per_s on 1",
@@ -319,6 +344,20 @@ TARGETS = (
     _target("rows", "p50_ms", "2.0", at_most=0.35),
     _target("latency", "wake_p50_us", "bare", at_most=2.0),
     _target("start", "p50_ms", "bare", at_most=0.15),
+    Target(
+        measurement="later",
+        key="cancel_us",
+        against="3",
+        against_key="enqueue_us",
+        at_most=1.5,
+    ),
+    Target(
+        measurement="later",
+        key="defer_us",
+        against="3",
+        against_key="enqueue_us",
+        at_most=1.2,
+    ),
     # Level, within what two runs of the same differ by.
     _target("cpu", "per_s on 2", "bare", at_least=0.95),
     _target("memory-dropped", "pending_bytes", "2.0", at_most=0.4),

@@ -23,6 +23,11 @@ def echo(value: Any, *, note: str = "") -> Any:
     return value
 
 
+def oversleep() -> None:
+    """Longer than any time limit here."""
+    time.sleep(60.0)
+
+
 def nap() -> tuple[float, float]:
     """Long enough for the event loop to be at rest when it ends."""
     began_at = time.perf_counter()

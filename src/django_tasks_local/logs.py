@@ -6,7 +6,7 @@ from operator import is_
 from types import FunctionType
 
 from django.conf import settings
-from django.utils.log import RequireDebugTrue
+from django.utils.log import AdminEmailHandler, RequireDebugTrue
 
 __all__ = ["log_error", "log_exception", "log_warning", "reaches_nobody"]
 
@@ -47,12 +47,19 @@ _untouched = tuple(
 )
 
 
-def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
-    """Whether what a logger is given at a level, below WARNING, is surely thrown away.
+_untouched_mailing = (
+    AdminEmailHandler.handle,
+    AdminEmailHandler.emit,
+    AdminEmailHandler.send_mail,
+)
 
-    With Django's default logging it is, as long as DEBUG is off: but only by a filter
-    of the one handler, once a record of it has been made, which takes longer than all
-    else about a small task. Where anything has a part in it that is neither
+
+def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
+    """Whether what a logger is given at a level is surely thrown away.
+
+    With Django's default logging it is, as long as DEBUG is off, and from ERROR on as
+    long as there are no ADMINS either: but only by the handlers, once a record of it
+    has been made, which takes longer than all else about a small task. Where anything has a part in it that is neither
     `logging`'s own nor Django's, nothing is sure.
     """
     if not logger.isEnabledFor(level):
@@ -76,6 +83,12 @@ def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
 
 def _refuses_everything(handler: logging.Handler) -> bool:
     kind = type(handler)
+    if kind is AdminEmailHandler:  # its `emit` does the same
+        return (
+            not settings.ADMINS
+            and vars(handler).get("send_mail") is None
+            and (kind.handle, kind.emit, kind.send_mail) == _untouched_mailing
+        )
     return (
         not settings.DEBUG
         and kind.handle is logging.Handler.handle

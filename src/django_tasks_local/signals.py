@@ -66,9 +66,8 @@ def is_heard(signal: Signal, /, *, has_failed: bool = False) -> bool:
     """Whether sending makes a difference to anybody: a receiver, or Django's log."""
     if not has_only_djangos_receiver(signal):
         return bool(signal.receivers)
-    if has_failed:
-        return _djangos_logger.isEnabledFor(logging.ERROR)
-    return not reaches_nobody(_djangos_logger, _DJANGOS_LEVELS[signal])
+    level = logging.ERROR if has_failed else _DJANGOS_LEVELS[signal]
+    return not reaches_nobody(_djangos_logger, level)
 
 
 def send(signal: Signal, sender: type, result: "TaskResult[..., Any]", /) -> None:

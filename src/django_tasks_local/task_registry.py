@@ -50,7 +50,10 @@ def remember_task(spec: TaskSpec, task: "Task[..., Any]", /) -> None:
         options["run_after"] = None
     if getattr(task, "metadata", None):
         options["metadata"] = {}
-    _tasks[spec] = _replace(task, **options) if options else task
+    if not options:
+        _tasks[spec] = task
+    elif spec not in _tasks or _tasks[spec].func is not task.func:
+        _tasks[spec] = _replace(task, **options)
 
 
 def find_task(
