@@ -9,7 +9,6 @@ page of each that is there. Nothing else has to run: no broker, no worker, no da
 """
 
 import argparse
-import asyncio
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from itertools import batched, chain, pairwise
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import django
 import uvicorn
@@ -43,7 +42,15 @@ from django.template import engines
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_POST
 
-from django_tasks_local import LocalTaskResult, TaskFailed, TasksSetting, task
+from django_tasks_local import (
+    LocalTaskResult,
+    TaskFailed,
+    TasksSetting,
+    WorkerLost,
+    as_completed,
+    task,
+)
+from django_tasks_local.backoff import fixed, only
 
 # A type checker reads this: a misspelt option is an error before anything runs. When
 # Ctrl-C is pressed, what still runs is given a second.
@@ -98,9 +105,9 @@ def checksum_files(folder: str, names: list[str]) -> list[Checksum]:
     return checksums
 
 
-@task(backend="cpu")
+@task(backend="cpu", max_attempts=2, backoff=only(WorkerLost, then=fixed(0)))
 def count_tokens(folder: str, names: list[str]) -> dict[str, int]:
-    """On processes: Python code that keeps a CPU busy."""
+    """On processes: Python code that keeps a CPU busy. If one dies, once again."""
     counts = dict.fromkeys(names, 0)
     for name in names:
         # Python's own tests have files that are wrong on purpose. What comes before
@@ -194,11 +201,9 @@ async def progress_lines(
     server: uvicorn.Server,
 ) -> AsyncGenerator[str]:
     """A line of JSON whenever a task has finished, and at last the table."""
-    waiters = [asyncio.create_task(result.ajoin()) for result in checksums]
-    waiters += [asyncio.create_task(result.ajoin()) for result in counts]
+    results: list[LocalTaskResult[Any]] = [*checksums, *counts]
     try:
-        for finished in asyncio.as_completed(waiters):
-            await finished
+        async for _ in as_completed(results):  # brings each up to date
             if server.should_exit:  # on Ctrl-C, it waits for streams to end
                 return
             done = {
@@ -210,10 +215,6 @@ async def progress_lines(
     except TaskFailed as err:
         yield json.dumps({"error": f"A task failed: {err.exception_class_path}"}) + "\n"
         return
-    finally:
-        # When the browser has gone, nobody waits any longer; the tasks go on.
-        for waiter in waiters:
-            waiter.cancel()
     # Two thirds of the library are its own tests: beside them no bar could be seen.
     rows = [row for row in rows if row[0] != "test"][:15]
     most = {key: max((row[key] for _, row in rows), default=0) for key in total}
