@@ -11,7 +11,12 @@ import pytest
 import django_tasks_local
 from django_tasks_local import options
 from django_tasks_local.executors.threads import ThreadExecutor
-from django_tasks_local.options import PoolOptions, ProcessPoolOptions, parse_options
+from django_tasks_local.options import (
+    PoolOptions,
+    ProcessPoolOptions,
+    ThreadPoolOptions,
+    parse_options,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -114,6 +119,7 @@ def test_index_names_all_that_is_public() -> None:
 def test_settings_names_all_options() -> None:
     for heading, kind, others in (
         ("OPTIONS", PoolOptions, ()),
+        ("OPTIONS of threads", ThreadPoolOptions, PoolOptions.__annotations__),
         ("OPTIONS of processes", ProcessPoolOptions, PoolOptions.__annotations__),
     ):
         keys = [row[0].strip("`") for row in rows("settings.md", heading)]

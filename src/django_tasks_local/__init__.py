@@ -8,15 +8,17 @@ Importing the package starts nothing and imports no model. How a task goes::
           v
     state        store.add(READY) -> signal task_enqueued -> queue  (one per alias)
           v
-    task_queue   by priority, then age
-          v
-    dispatcher   into a free slot: executor.submit(call)
-          v
-    executors    a thread | a child process
-          v
-    worker       context, connections; calls the function; outcome = plain data
-          v
-    dispatcher   store.save, signals, THEN wakes whoever waits
+    task_queue   what is due by priority, then age; the rest by its time  <------+
+          v                                                                      |
+    dispatcher   into a free slot: executor.submit(call)                         |
+          v                                                                      |
+    executors    a thread | a child process                                      |
+          v                                                                      |
+    worker       context, connections; calls the function, and the backoff if    |
+          v      that fails; outcome = plain data                                |
+          v                                                                      |
+    dispatcher   store.save; READY for another attempt? -------------------------+
+          v      otherwise signals, THEN wakes whoever waits
           v
     results      result.wait() in sync code, `await result` in async code
 """
