@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from django.core.management import call_command
 from django.tasks import TaskResultStatus
+from django.tasks.exceptions import InvalidTask
 from django.test import override_settings
 
 from django_tasks_local import TaskFailed
@@ -73,6 +75,18 @@ class TestSettings:
         assert result.status is TaskResultStatus.SUCCESSFUL
         (worker_id,) = result.worker_ids
         assert ":pool-default" in worker_id
+
+    def test_time_limit_that_ones_own_executor_cannot_keep_is_refused(
+        self, settings_module: ModuleType
+    ) -> None:
+        setting = settings_module.TASKS["default"]
+        options = {**setting["OPTIONS"], "TIMEOUT_ON_THREADS": "raise"}
+        given = {"default": {**setting, "OPTIONS": options}}
+        with (
+            override_settings(TASKS=given),
+            pytest.raises(InvalidTask, match="cannot stop a function"),
+        ):
+            replace(tasks.add, timeout=1.0)
 
     def test_failure_is_recorded(self) -> None:
         result = tasks.add.enqueue(2, "three")  # type: ignore[arg-type]  # on purpose

@@ -166,13 +166,15 @@ class FuturesBackend(BaseTaskBackend):
 
     def _can_stop(self, function: Callable[..., Any]) -> bool:
         """Whether what runs the tasks can end such a call."""
+        factory = self._executor_factory()
         if is_async(function):
-            attribute = "can_stop_coroutines"
-        elif self.has_threads and self.options.get("TIMEOUT_ON_THREADS") == "raise":
+            return bool(getattr(factory, "can_stop_coroutines", False))
+        if (
+            factory is ThreadExecutor
+            and self.options.get("TIMEOUT_ON_THREADS") == "raise"
+        ):
             return True
-        else:
-            attribute = "can_stop_functions"
-        return bool(getattr(self._executor_factory(), attribute, False))
+        return bool(getattr(factory, "can_stop_functions", False))
 
     def _executor_factory(self) -> object:
         """What is known of it before all of the settings are looked at."""
