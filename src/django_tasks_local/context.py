@@ -196,8 +196,8 @@ def close_context(context: LocalTaskContext, /) -> str | None:
     writer: ProgressWriter | None = getattr(context, "_writer", None)
     if writer is not None:
         writer.close()
-    metadata: dict[str, Any] | None = getattr(context, "_metadata", None)
-    return None if metadata is None else encode_metadata(metadata)
+    # Whatever the task has put there, None included, has to be looked at.
+    return encode_metadata(context.metadata) if hasattr(context, "_metadata") else None
 
 
 class ResultIdFilter(logging.Filter):
