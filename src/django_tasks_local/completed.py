@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ class Completed[R]:
         self._handles = list(dict.fromkeys(map(to_handle, results)))
         self._timeout = timeout
 
-    def __iter__(self) -> Iterator[LocalTaskResult[R]]:
+    def __iter__(self) -> Generator[LocalTaskResult[R]]:
         refuse_to_block("use 'async for … in as_completed(…)'")
         deadline_s = self._deadline_s()
         finished: SimpleQueue[_Waiting[R]] = SimpleQueue()
@@ -68,7 +68,7 @@ class Completed[R]:
         finally:
             _unsubscribe(waiting)
 
-    async def __aiter__(self) -> AsyncIterator[LocalTaskResult[R]]:
+    async def __aiter__(self) -> AsyncGenerator[LocalTaskResult[R]]:
         deadline_s = self._deadline_s()
         finished: deque[_Waiting[R]] = deque()
         reclaim_slot: Callable[[], None] = _nothing

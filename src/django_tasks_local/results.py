@@ -1,6 +1,6 @@
 """The handle: a Django `TaskResult` that can also be waited for and awaited."""
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast, override
 
@@ -159,7 +159,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         if not self.is_finished:
             raise self._timed_out(timeout)
 
-    def watch_sync(self) -> "Iterator[LocalTaskResult[R]]":
+    def watch_sync(self) -> "Generator[LocalTaskResult[R]]":
         """Give a fresh handle at each change of the result, the finished one last.
 
         A change is one of its status or its metadata; changes that come close upon
@@ -185,8 +185,11 @@ class LocalTaskResult[R](_TaskResult[R]):
                 with lending_slot() as reclaim_slot:
                     waitable.wait(None, at_end=reclaim_slot, revision=seen)
 
-    async def watch(self) -> "AsyncIterator[LocalTaskResult[R]]":
-        """As `watch_sync`, without blocking, under asyncio and trio."""
+    async def watch(self) -> "AsyncGenerator[LocalTaskResult[R]]":
+        """As `watch_sync`, without blocking, under asyncio and trio.
+
+        Who leaves it early under trio closes it (`contextlib.aclosing`).
+        """
         latest = self.__copy__()
         if latest.is_finished:
             yield latest
