@@ -1,6 +1,6 @@
 """Implementations fit their Protocols."""
 
-from collections.abc import Awaitable, Hashable
+from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable
 from typing import override
 
 from django.tasks import TaskResult
@@ -11,12 +11,15 @@ from django_tasks_local import (
     ProcessPoolBackend,
     TaskFailed,
     ThreadPoolBackend,
+    as_completed,
 )
 from django_tasks_local.async_bridge import Completion
-from django_tasks_local.dispatcher import Dispatcher, Job
+from django_tasks_local.dispatcher import Dispatcher
 from django_tasks_local.executors.child import PipeLink
 from django_tasks_local.executors.processes import ProcessExecutor
 from django_tasks_local.executors.threads import ThreadExecutor
+from django_tasks_local.foreign_results import ForeignResult
+from django_tasks_local.jobs import Job
 from django_tasks_local.options import LocalOptions
 from django_tasks_local.protocols import (
     ExecutorFactory,
@@ -25,6 +28,7 @@ from django_tasks_local.protocols import (
     ResultStoreFactory,
     SlotLender,
     TaskExecutor,
+    TaskHost,
     Waitable,
     WorkerHost,
 )
@@ -58,17 +62,22 @@ def hosts(dispatcher: Dispatcher, link: PipeLink) -> None:
     _b: WorkerHost = RecordingHost()
     _c: SlotLender = link
     _d: ParentLink = link
+    _e: TaskHost = link
+    _f: TaskHost = dispatcher
 
 
 def waitables(record: Record, job: Job) -> None:
     _a: Waitable = Completion(record)
     _b: Waitable = job
+    _c: Waitable = ForeignResult(record)
 
 
 def handles(handle: LocalTaskResult[int]) -> None:
     _a: Awaitable[int] = handle
     _b: Hashable = handle
     _c: TaskResult[..., int] = handle
+    _d: Iterable[LocalTaskResult[int]] = as_completed([handle])
+    _e: AsyncIterable[LocalTaskResult[int]] = as_completed([handle])
 
 
 def backends() -> None:

@@ -4,9 +4,11 @@ from collections.abc import Coroutine
 from datetime import datetime
 from typing import Any, assert_type
 
-from django.tasks import TaskContext
+from django.tasks import TaskContext, TaskResult
 
 from django_tasks_local import LocalTask, LocalTaskContext, LocalTaskResult, task
+from django_tasks_local.backend import FuturesBackend
+from django_tasks_local.backoff import exponential, fixed, linear, only
 
 
 @task
@@ -59,6 +61,35 @@ def with_djangos_context(context: "TaskContext[..., Any]", path: str) -> int:
 def returns_nothing() -> None: ...
 
 
+def in_a_minute(error: BaseException, result: "TaskResult[..., Any]") -> float | None:
+    return 60.0 * result.attempts if isinstance(error, OSError) else None
+
+
+@task(max_attempts=5, backoff=in_a_minute)
+def tried_again(path: str) -> int:
+    return len(path)
+
+
+@task(max_attempts=5, backoff=exponential(base=2, cap=60, jitter=False), timeout=30)
+async def tried_again_in_time(path: str) -> int:
+    return len(path)
+
+
+@task(
+    takes_context=True,
+    max_attempts=None,
+    backoff=only(OSError, then=fixed(1)),
+    timeout=0.5,
+)
+def tried_again_with_context(context: LocalTaskContext, path: str) -> int:
+    return len(path)
+
+
+@task(takes_context=True, backoff=linear(2.5), timeout=None)
+async def asynchronous_with_all(context: LocalTaskContext, path: str) -> int:
+    return len(path)
+
+
 def undecorated(path: str) -> int:
     return len(path)
 
@@ -80,10 +111,18 @@ def call_all() -> None:
     assert_type(asynchronous_with_context.enqueue("a"), LocalTaskResult[int])
     assert_type(with_djangos_context.enqueue("a"), LocalTaskResult[int])
     assert_type(returns_nothing.enqueue(), LocalTaskResult[None])
+    assert_type(tried_again.enqueue("a"), LocalTaskResult[int])
+    assert_type(tried_again_in_time.enqueue("a"), LocalTaskResult[int])
+    assert_type(tried_again_with_context.enqueue("a"), LocalTaskResult[int])
+    assert_type(asynchronous_with_all.enqueue("a"), LocalTaskResult[int])
     # As functions.
     assert_type(task(undecorated).enqueue("a"), LocalTaskResult[int])
     assert_type(
         task(undecorated_with_context, takes_context=True).enqueue("a"),
+        LocalTaskResult[int],
+    )
+    assert_type(
+        task(undecorated, max_attempts=2, backoff=fixed(1), timeout=1).enqueue("a"),
         LocalTaskResult[int],
     )
     # The other options leave the types alone.
@@ -91,6 +130,8 @@ def call_all() -> None:
         priority=1, queue_name="a", backend="b", run_after=datetime.now()
     )
     assert_type(later.enqueue("a", limit=2), LocalTaskResult[int])
+    told = plain.using(metadata={"user": 7, "tags": ["a"]})
+    assert_type(told.enqueue("a", limit=2), LocalTaskResult[int])
     assert_type(plain.get_result("id"), LocalTaskResult[int])
 
 
@@ -99,6 +140,29 @@ async def acall_all() -> None:
     assert_type(await with_context.aenqueue("a"), LocalTaskResult[int])
     assert_type(await asynchronous.aenqueue("a"), LocalTaskResult[int])
     assert_type(await asynchronous.aget_result("id"), LocalTaskResult[int])
+
+
+def on_commit() -> None:
+    plain.enqueue_on_commit("a")
+    plain.enqueue_on_commit("a", limit=3)
+    plain.enqueue_on_commit("a", using="other")
+    plain.enqueue_on_commit("a", limit=3, using=None)
+    with_context.enqueue_on_commit("a")
+    asynchronous.enqueue_on_commit("a")
+    returns_nothing.enqueue_on_commit()
+    returns_nothing.enqueue_on_commit(using="other")
+
+
+def many_at_once(backend: FuturesBackend) -> None:
+    handles = backend.enqueue_many(plain, [(("a",), {}), (["b"], {"limit": 3})])
+    assert_type(handles, list[LocalTaskResult[int]])
+    calls = (((path,), dict[str, int]()) for path in "abc")
+    assert_type(backend.enqueue_many(asynchronous, calls), list[LocalTaskResult[int]])
+
+
+async def amany_at_once(backend: FuturesBackend) -> None:
+    handles = await backend.aenqueue_many(with_options, [(("a",), {})])
+    assert_type(handles, list[LocalTaskResult[list[str]]])
 
 
 def calling_the_function() -> None:
@@ -113,6 +177,11 @@ def wrong_calls() -> None:
     asynchronous.enqueue(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with_context.enqueue(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     plain.using(backend="b").enqueue(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    plain.using(metadata=[1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    plain.using(metadata={1: 2})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    plain.using(timeout=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    plain.enqueue_on_commit(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    plain.enqueue_on_commit("a", using=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     plain.using(backends="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     plain("a")  # type: ignore[operator]  # pyright: ignore[reportCallIssue]
 
@@ -125,6 +194,10 @@ async def wrong_awaited_calls() -> None:
 def wrong_definitions() -> None:
     task(undecorated, takes_context=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     task(backend=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    task(max_attempts="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    task(timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    task(backoff=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    task(backoff=undecorated)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     task(queue="mail")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     task(takes_context=True)(undecorated)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
