@@ -103,7 +103,7 @@ class LocalTaskContext(_TaskContext):
         """Let others see `metadata` as it is now, then do as `checkpoint` does.
 
         Raises TypeError where it is no dict of JSON, and then saves nothing;
-        RuntimeError where the attempt has ended; and what the store raises.
+        RuntimeError where the attempt has ended.
         """
         self._save(encode_metadata(self.metadata))
         self.checkpoint()

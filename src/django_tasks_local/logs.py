@@ -59,8 +59,8 @@ def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
 
     With Django's default logging it is, as long as DEBUG is off, and from ERROR on as
     long as there are no ADMINS either: but only by the handlers, once a record of it
-    has been made, which takes longer than all else about a small task. Where anything has a part in it that is neither
-    `logging`'s own nor Django's, nothing is sure.
+    has been made, which takes longer than all else about a small task. Where anything
+    has a part in it that is neither `logging`'s own nor Django's, nothing is sure.
     """
     if not logger.isEnabledFor(level):
         return True

@@ -57,7 +57,7 @@ def check_progress(done: object, total: object, message: object, /) -> None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {value!r}.")
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value!r}.")
     if not isinstance(message, str):
         raise TypeError(f"message must be a string, got {message!r}.")
@@ -118,8 +118,9 @@ class ProgressWriter:
                     if self._is_closed:
                         return
                 is_latest = self._write_latest()
-        except BaseException:  # a store's; what the task says at its end is kept
-            log_exception("A task's progress could not be saved")
+        except BaseException:  # what the task says at its end is kept
+            if not self._is_closed:  # or it came as the attempt ended
+                log_exception("A task's progress could not be saved")
             self._stop_writing()
 
     def _write_latest(self) -> bool:

@@ -70,8 +70,8 @@ class TaskHost(SlotLender, Protocol):
     def save_metadata(self, result_id: str, metadata: str, /, *, attempt: int) -> None:
         """Let others see this JSON text as the running task's metadata.
 
-        Raises RuntimeError where that attempt does not run any more, and what the
-        store raises.
+        Raises RuntimeError where that attempt does not run any more. What a store
+        raises is logged, as for any change of a record.
         """
         ...
 

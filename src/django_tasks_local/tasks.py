@@ -66,7 +66,7 @@ class LocalTask[**P, R](_Task[P, R]):
     """What says when it is tried again; None: ``OPTIONS["BACKOFF"]``."""
     timeout: float | None = None
     """How many seconds an attempt may take; None: ``OPTIONS["TIMEOUT"]``."""
-    metadata: dict[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)
     """What its results are given besides arguments (`using`)."""
     metadata_text: str = field(init=False, repr=False, compare=False)
     """The same as JSON text."""
