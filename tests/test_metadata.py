@@ -178,12 +178,11 @@ class TestGiving:
 
 
 class TestTasksWithMetadata:
-    def test_are_equal_where_it_is_equal(self) -> None:
+    def test_are_the_same_whatever_it_is(self) -> None:
         one, same = (add.using(metadata={"a": [1]}) for _ in range(2))
-        assert one == same
+        assert one == same == add
         assert hash(one) == hash(same)
-        assert one != add.using(metadata={"a": [2]})
-        assert one != add
+        assert one.enqueue(1, 2).task == add
 
     def test_can_be_pickled_and_copied(self) -> None:
         task = add.using(metadata={"a": [1]}, priority=3)
@@ -398,9 +397,8 @@ class TestProgress:
             {"done": True, "total": 2, "message": "", "at": 0},
             {"done": 1, "total": [], "message": "", "at": 0},
             {"done": 1, "total": 2, "message": None, "at": 0},
-            {"done": 10**400, "total": 2, "message": "", "at": 0},
         ],
-        ids=range(13),
+        ids=range(12),
     )
     def test_is_none_where_something_else_stands_in_its_place(
         self, found: object

@@ -63,7 +63,9 @@ class Completion:
             if self._waiters is not None:
                 self._waiters.pop(wake, None)
 
-    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+    def subscribe(
+        self, wake: Callable[[], None], /, *, group: int
+    ) -> Callable[[], None] | None:
         """As `add_waiter`; what takes it back, or None where the end is past."""
         return partial(self.remove_waiter, wake) if self.add_waiter(wake) else None
 

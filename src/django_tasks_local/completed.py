@@ -5,6 +5,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from functools import partial
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Completed", "as_completed"]
 
 
+_groups = count()
+
+
 class Completed[R]:
     """What `as_completed` gives: for ``for`` and for ``async for``."""
 
@@ -39,6 +44,7 @@ class Completed[R]:
     def __iter__(self) -> Generator[LocalTaskResult[R]]:
         refuse_to_block("use 'async for … in as_completed(…)'")
         deadline_s = self._deadline_s()
+        group = next(_groups)
         finished: SimpleQueue[_Waiting[R]] = SimpleQueue()
         reclaim_slot: Callable[[], None] = _nothing
         waiting: set[_Waiting[R]] = set()
@@ -53,14 +59,14 @@ class Completed[R]:
 
                 if not handle.is_finished:
                     entry.waitable = handle.open_waitable()
-                    entry.unsubscribe = entry.waitable.subscribe(wake)
+                    entry.unsubscribe = entry.waitable.subscribe(wake, group=group)
                 if entry.unsubscribe is None:
                     finished.put(entry)
             while waiting:
                 try:
                     entry = finished.get_nowait()
                 except Empty:
-                    with lending_slot() as reclaim_slot:
+                    with lending_slot(group=group) as reclaim_slot:
                         entry = self._next(finished, deadline_s, len(waiting))
                     reclaim_slot = _nothing
                 waiting.discard(entry)
@@ -70,6 +76,7 @@ class Completed[R]:
 
     async def __aiter__(self) -> AsyncGenerator[LocalTaskResult[R]]:
         deadline_s = self._deadline_s()
+        group = next(_groups)
         finished: deque[_Waiting[R]] = deque()
         reclaim_slot: Callable[[], None] = _nothing
         bell = Bell()
@@ -87,10 +94,10 @@ class Completed[R]:
                 if not handle.is_finished:
                     entry.waitable = await handle.aopen_waitable()
                     entry.unsubscribe = (
-                        entry.waitable.subscribe(wake)
+                        entry.waitable.subscribe(wake, group=group)
                         if isinstance(entry.waitable, Completion)
                         else await anyio.to_thread.run_sync(
-                            entry.waitable.subscribe, wake
+                            partial(entry.waitable.subscribe, wake, group=group)
                         )
                     )
                 if entry.unsubscribe is None:
@@ -98,7 +105,7 @@ class Completed[R]:
             while waiting:
                 bell = Bell()
                 if not finished:
-                    with lending_slot() as reclaim_slot:
+                    with lending_slot(group=group) as reclaim_slot:
                         left_s = deadline_s - time.monotonic()
                         with anyio.move_on_after(left_s):
                             await bell.wait()

@@ -252,11 +252,12 @@ def _running_here() -> RunningTask | None:
 
 
 @contextmanager
-def lending_slot() -> Generator[Callable[[], None]]:
+def lending_slot(*, group: int | None = None) -> Generator[Callable[[], None]]:
     """Lend the slot of the task that is running here, if one is, for a while.
 
     What it gives takes the slot back before that: any thread may call it, so that who
-    ends the wait can do so before anything else is started.
+    ends the wait can do so before anything else is started. For the `group` see
+    `SlotLender`.
     """
     running = _running_here()
     loans = [] if running is None else [running]
@@ -266,10 +267,10 @@ def lending_slot() -> Generator[Callable[[], None]]:
             lender = loans.pop()  # only one can
         except IndexError:
             return
-        lender.host.reclaim_slot(lender.result_id)
+        lender.host.reclaim_slot(lender.result_id, group=group)
 
     for lender in loans:
-        lender.host.lend_slot(lender.result_id)
+        lender.host.lend_slot(lender.result_id, group=group)
     try:
         yield reclaim
     finally:

@@ -268,7 +268,7 @@ class Dispatcher(WorkerHost):
         return partial(job.remove_waiter, wake)
 
     @override
-    def lend_slot(self, result_id: str, /) -> None:
+    def lend_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         due: list[Job] = []
         try:
             self._slots.lend(result_id, due)
@@ -276,7 +276,7 @@ class Dispatcher(WorkerHost):
             self._submit(due)
 
     @override
-    def reclaim_slot(self, result_id: str, /) -> None:
+    def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         self._slots.reclaim(result_id)
 
     # From the queue to the executor, and back.

@@ -109,7 +109,9 @@ class ForeignResult:
                 return
             await anyio.sleep(pause_s)
 
-    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+    def subscribe(
+        self, wake: Callable[[], None], /, *, group: int
+    ) -> Callable[[], None] | None:
         """Look for it on a thread of its own until it is finished."""
         self._check_that_it_ever_runs()
         if self.latest().is_finished:

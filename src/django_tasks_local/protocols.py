@@ -42,8 +42,11 @@ __all__ = [
 class SlotLender(Protocol):
     """Takes the slot of a task that waits for another, and gives it back."""
 
-    def lend_slot(self, result_id: str, /) -> None:
+    def lend_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         """The running task waits for another: something else may run meanwhile.
+
+        A `group` is a wait for any of the results that have been subscribed to for it
+        (`Waitable.subscribe`).
 
         What does, runs in a slot of its own, beyond `max_workers` if need be.
         May be called again before `reclaim_slot`; as many of each belong together.
@@ -51,7 +54,7 @@ class SlotLender(Protocol):
         """
         ...
 
-    def reclaim_slot(self, result_id: str, /) -> None:
+    def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         """The running task goes on. Never blocks.
 
         The alias runs one task more than it has slots until one of them ends.
@@ -294,8 +297,12 @@ class Waitable(Protocol):
         """The same without end and without blocking, under asyncio and trio."""
         ...
 
-    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
+    def subscribe(
+        self, wake: Callable[[], None], /, *, group: int
+    ) -> Callable[[], None] | None:
         """Have `wake` called once, by another thread, when `record` is finished.
+
+        The `group` is a number of those that one waiter waits for, of its own choice.
 
         Returns what takes that back, or None where it is finished already. May block
         where the result has to be looked up. `wake` must not block and must not raise.

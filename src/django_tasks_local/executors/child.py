@@ -43,7 +43,9 @@ from ..worker import (
 from .messages import (
     BootFailed,
     FromChild,
+    Lend,
     Ready,
+    Reclaim,
     Reply,
     Request,
     Run,
@@ -256,7 +258,12 @@ class PipeLink:
 
     @contextmanager
     def watching(
-        self, result: "_ParentsResult", /, *, revision: int | None
+        self,
+        result: "_ParentsResult",
+        /,
+        *,
+        revision: int | None,
+        group: int | None = None,
     ) -> Generator[None]:
         """Have the result fetched when the parent's task is finished.
 
@@ -272,7 +279,7 @@ class PipeLink:
             threading.Thread(
                 target=self._pump, name="django-tasks-wait", daemon=True
             ).start()
-        self.send(Watch(watch_id, record.alias, record.id, revision))
+        self.send(Watch(watch_id, record.alias, record.id, revision, group))
         try:
             yield
         finally:
@@ -358,13 +365,15 @@ class PipeLink:
         self._pipe.close()
 
     # As the host of its tasks, for what `context` may ask of one. The parent lends
-    # the slot when it is told of the wait.
+    # the slot when it is told of a wait for one result.
 
-    def lend_slot(self, result_id: str, /) -> None:
-        pass
+    def lend_slot(self, result_id: str, /, *, group: int | None = None) -> None:
+        if group is not None:
+            self.send(Lend(group))
 
-    def reclaim_slot(self, result_id: str, /) -> None:
-        pass
+    def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
+        if group is not None:
+            self.send(Reclaim(group))
 
     @property
     def may_block(self) -> bool:
@@ -450,11 +459,13 @@ class _ParentsResult:
         if self._refusal is not None:
             raise self._refusal
 
-    def subscribe(self, wake: Callable[[], None], /) -> Callable[[], None] | None:
-        remove = self._completion.subscribe(wake)
+    def subscribe(
+        self, wake: Callable[[], None], /, *, group: int
+    ) -> Callable[[], None] | None:
+        remove = self._completion.subscribe(wake, group=group)
         if remove is None:
             return None
-        watch = self._link.watching(self, revision=None)
+        watch = self._link.watching(self, revision=None, group=group)
         watch.__enter__()
 
         def end() -> None:

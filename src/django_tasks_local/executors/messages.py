@@ -13,7 +13,9 @@ from ..records import Answer, Outcome, Record, TaskSpec
 __all__ = [
     "BootFailed",
     "FromChild",
+    "Lend",
     "Ready",
+    "Reclaim",
     "Reply",
     "Request",
     "Run",
@@ -86,6 +88,20 @@ class Watch(NamedTuple):
     result_id: str
     revision: int | None
     """It waits for a later one; None: for the end."""
+    group: int | None
+    """The group that it belongs to; None: the slot is lent for it alone."""
+
+
+class Lend(NamedTuple):
+    """A task waits for any of a group that it watches."""
+
+    group: int
+
+
+class Reclaim(NamedTuple):
+    """It does so no longer."""
+
+    group: int
 
 
 class Unwatch(NamedTuple):
@@ -101,7 +117,9 @@ _TASK, _STATUS = Record._fields.index("task"), Record._fields.index("status")
 _dumps = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
 
 type ToChild = Run | Reply | Watched | Stop
-type FromChild = Ready | BootFailed | Outcome | WornOut | Request | Watch | Unwatch
+type FromChild = (
+    Ready | BootFailed | Outcome | WornOut | Request | Watch | Unwatch | Lend | Reclaim
+)
 
 
 def pack(message: ToChild | FromChild, /) -> bytes:

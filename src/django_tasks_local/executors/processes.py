@@ -46,7 +46,9 @@ from .child import WorkerMain
 from .fork_server import Child, give_up_set_up, release_server, start_child
 from .messages import (
     BootFailed,
+    Lend,
     Ready,
+    Reclaim,
     Reply,
     Request,
     Run,
@@ -336,6 +338,10 @@ class _ProcessWorker:
                     self._watches.add(message, child)
                 case Unwatch():
                     self._watches.end(message.watch_id)
+                case Lend():
+                    self._watches.lend(message.group)
+                case Reclaim():
+                    self._watches.reclaim(message.group)
                 case Ready() | BootFailed():
                     raise _Lost
                 case _:
@@ -455,6 +461,7 @@ class _Watches:
         self._running_id = ""
         self._waiting: dict[int, Callable[[], None] | None] = {}
         self._lent: set[int] = set()
+        self._groups: set[int] = set()  # those that the slot is lent for
         # What the task holds handles of, once it has finished, whatever the store
         # forgets meanwhile; and what takes back that we are told.
         self._finished: dict[str, Record] = {}
@@ -470,6 +477,8 @@ class _Watches:
 
         def tell(record: Record | None) -> None:
             if self.end(watch_id):
+                if watch.group is not None:
+                    self.reclaim(watch.group)
                 if record is not None and record.is_finished:
                     self._finished[record.id] = record
                 with suppress(OSError):  # it has ended
@@ -485,12 +494,26 @@ class _Watches:
         if remove is None:
             tell(None)
             return
-        self._host.lend_slot(self._running_id)
-        self._lent.add(watch_id)
+        if watch.group is None:
+            self._host.lend_slot(self._running_id)
+            self._lent.add(watch_id)
         if watch_id in self._waiting:
             self._waiting[watch_id] = remove
         if watch_id not in self._waiting:  # it was told meanwhile
             self.end(watch_id)
+
+    def lend(self, group: int) -> None:
+        """The task waits for any result of a group."""
+        self._host.lend_slot(self._running_id)
+        self._groups.add(group)
+
+    def reclaim(self, group: int) -> None:
+        """It does so no longer, or one is finished; once for each `lend`."""
+        try:
+            self._groups.remove(group)
+        except KeyError:
+            return
+        self._host.reclaim_slot(self._running_id)
 
     def end(self, watch_id: int) -> bool:
         """The wait is over; False where it was before."""
@@ -512,6 +535,8 @@ class _Watches:
         """The task has ended."""
         for watch_id in list(self._waiting):
             self.end(watch_id)
+        for group in list(self._groups):
+            self.reclaim(group)
         for remove in self._kept.values():
             remove()
         self._kept.clear()
