@@ -90,11 +90,11 @@ class TaskQueueComparedWithSortedLists(Items):
         self.deferred.append((due_at, priority, item))
         self.deferred.sort(key=itemgetter(0))
 
-    @rule(now=TIMES)
-    def release(self, now: float) -> None:
+    @rule(now=TIMES, at_most=st.none() | st.integers(1, 3))
+    def release(self, now: float, at_most: int | None) -> None:
         self.now = max(self.now, now)
-        due = [each for each in self.deferred if each[0] <= self.now]
-        assert self.queue.release(self.now) == len(due)
+        due = [each for each in self.deferred if each[0] <= self.now][:at_most]
+        assert self.queue.release(self.now, at_most=at_most) == len(due)
         del self.deferred[: len(due)]
         self.ready += [(-priority, item) for _, priority, item in due]
         self.ready.sort(key=itemgetter(0))

@@ -8,13 +8,14 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, override
+from typing import TYPE_CHECKING, Any, override
 
-from django.tasks.base import TaskResult
+if TYPE_CHECKING:
+    from .results import LocalTaskResult
 
 __all__ = ["Backoff", "exponential", "fixed", "linear", "only"]
 
-type Backoff = Callable[[BaseException, "TaskResult[..., Any]"], float | None]
+type Backoff = Callable[[BaseException, "LocalTaskResult[Any]"], float | None]
 """From a failed attempt to the seconds until the next, or None for no further one.
 
 Called with the exception and with the task's result as it is after that attempt: its
@@ -93,7 +94,7 @@ class _Exponential:
     has_jitter: bool
 
     def __call__(
-        self, error: BaseException, task_result: "TaskResult[..., Any]", /
+        self, error: BaseException, task_result: "LocalTaskResult[Any]", /
     ) -> float:
         try:
             uncapped_s = math.ldexp(self.base_s, task_result.attempts - 1)
@@ -126,7 +127,7 @@ class _Linear:
     cap_s: float | None
 
     def __call__(
-        self, error: BaseException, task_result: "TaskResult[..., Any]", /
+        self, error: BaseException, task_result: "LocalTaskResult[Any]", /
     ) -> float:
         uncapped_s = self.step_s * task_result.attempts
         return uncapped_s if self.cap_s is None else min(uncapped_s, self.cap_s)
@@ -146,7 +147,7 @@ class _Fixed:
     seconds: float
 
     def __call__(
-        self, error: BaseException, task_result: "TaskResult[..., Any]", /
+        self, error: BaseException, task_result: "LocalTaskResult[Any]", /
     ) -> float:
         return self.seconds
 
@@ -178,7 +179,7 @@ class _Only:
     then: Backoff
 
     def __call__(
-        self, error: BaseException, task_result: "TaskResult[..., Any]", /
+        self, error: BaseException, task_result: "LocalTaskResult[Any]", /
     ) -> float | None:
         if isinstance(error, self.error_classes):
             return self.then(error, task_result)

@@ -16,6 +16,8 @@ __all__ = ["Retired", "Slots"]
 
 _CLOCK_S = 1.0  # a change of the wall clock is noticed after so many seconds
 
+_RELEASED_AT_ONCE = 1000  # or who enqueues would wait for a million of them
+
 
 class Retired(Exception):
     """Nothing new is taken: another one has taken this one's place."""
@@ -192,7 +194,7 @@ class Slots:
         """
         give_way(self._lock)
         with self._lock:
-            self._queue.release(time.time())
+            self._queue.release(time.time(), at_most=_RELEASED_AT_ONCE)
             self._take_due(due)
             overdue = self._deadlines.pop_due(time.monotonic())
             for job in overdue:

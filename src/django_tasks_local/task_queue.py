@@ -101,10 +101,10 @@ class DueHeap[T]:
         self._removals.remove(item)
         self._drop_dead()
 
-    def pop_due(self, now: float, /) -> list[T]:
+    def pop_due(self, now: float, /, *, at_most: int | None = None) -> list[T]:
         """Take those that are due at `now` or before, in their order."""
         due: list[T] = []
-        while self._heap and self._heap[0][0] <= now:
+        while self._heap and self._heap[0][0] <= now and len(due) != at_most:
             _, _, entry = heappop(self._heap)
             due.append(self._removals.item(entry))
             self._drop_dead()
@@ -204,9 +204,9 @@ class TaskQueue[T]:
         self._deferred.push(item, at=due_at)
         self._deferred_priorities[item] = priority
 
-    def release(self, now: float, /) -> int:
+    def release(self, now: float, /, *, at_most: int | None = None) -> int:
         """Push the deferred that are due, by their times; how many these were."""
-        due = self._deferred.pop_due(now)
+        due = self._deferred.pop_due(now, at_most=at_most)
         for item in due:
             self.push(item, priority=self._deferred_priorities.pop(item))
         return len(due)

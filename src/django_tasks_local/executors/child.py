@@ -62,7 +62,7 @@ from .pipe import MessagePipe
 from .project import Project, see_project
 
 if TYPE_CHECKING:
-    from django.tasks.base import TaskResult
+    from ..results import LocalTaskResult
 
 __all__ = ["BootingLink", "WorkerMain", "begin_child"]
 
@@ -392,7 +392,7 @@ def _backoff_of(call: Run) -> Backoff | None:
     if packed is None:
         return None
 
-    def ask(error: BaseException, task_result: "TaskResult[..., Any]") -> float | None:
+    def ask(error: BaseException, task_result: "LocalTaskResult[Any]") -> float | None:
         backoff: Backoff = (
             pickle.loads(packed)
             if packed
