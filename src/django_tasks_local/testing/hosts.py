@@ -8,7 +8,9 @@ from typing import NamedTuple
 from ..identity import new_result_id, this_process
 from ..json_text import encode_arguments
 from ..records import (
+    Answer,
     Call,
+    CancelRequest,
     EnqueueRequest,
     GetRequest,
     Record,
@@ -37,7 +39,12 @@ class RecordingHost:
         self.alias = alias
         self.starts: list[Start] = []
         """What `started` was called with, in order."""
-        self.requests: list[EnqueueRequest | GetRequest] = []
+        self.may_block = False
+        self.metadata: list[str] = []
+        """What `save_metadata` was called with, in order."""
+        self.cancel_requested: set[str] = set()
+        """The ids of which `is_cancel_requested` says so."""
+        self.requests: list[EnqueueRequest | GetRequest | CancelRequest] = []
         """What `serve` was asked; each was refused."""
         self.lent: list[str] = []
         """The ids that `lend_slot` was called with, in order."""
@@ -80,12 +87,24 @@ class RecordingHost:
         call = self._calls[result_id]
         return apply_start(call.record, worker_id=worker_id, at=at)
 
-    def serve(self, request: EnqueueRequest | GetRequest, /) -> Record | Refusal:
+    def save_metadata(self, result_id: str, metadata: str, /, *, attempt: int) -> None:
+        self.metadata.append(metadata)
+
+    def is_cancel_requested(self, result_id: str, /) -> bool:
+        return result_id in self.cancel_requested
+
+    def serve(self, request: EnqueueRequest | GetRequest | CancelRequest, /) -> Answer:
         self.requests.append(request)
         return Refusal("builtins.LookupError", "A RecordingHost has no results.")
 
-    def on_finished(
-        self, alias: str, result_id: str, notify: Callable[[Record], None], /
+    def on_change(
+        self,
+        alias: str,
+        result_id: str,
+        notify: Callable[[Record], None],
+        /,
+        *,
+        revision: int | None = None,
     ) -> Callable[[], None] | None:
         return None
 
