@@ -482,7 +482,7 @@ class TestBackendInstances:
         assert backend.supports_get_result
         assert backend.supports_priority
         assert backend.supports_async_task
-        assert not backend.supports_defer
+        assert backend.supports_defer
 
 
 def test_coroutines_hold_their_slot(

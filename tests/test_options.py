@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from django_tasks_local import ProcessPoolBackend, ThreadPoolBackend, task
+from django_tasks_local.backoff import exponential, fixed
 from django_tasks_local.executors.processes import ProcessExecutor
 from django_tasks_local.executors.threads import ThreadExecutor
 from django_tasks_local.options import Finding, LocalOptions, parse_options
@@ -33,6 +34,10 @@ not_callable = 3
 
 def takes_too_much(options: object, extra: object) -> None:
     pass
+
+
+def after_a_second(error: BaseException, task_result: object) -> float:
+    return 1.0
 
 
 class Choosy(MemoryStore):
@@ -48,6 +53,7 @@ def parse(
         backend_name="ThreadPoolBackend",
         default_max_workers=10,
         default_executor=ThreadExecutor,
+        has_threads=True,
     )
 
 
@@ -72,13 +78,15 @@ def parse_right(options: Mapping[str, Any]) -> LocalOptions:
 
 AT = "TASKS['mail']['OPTIONS']"
 KNOWN = (
-    "Known are MAX_WORKERS, MAX_RESULTS, MAX_PENDING, SHUTDOWN_TIMEOUT, STORE, "
-    "STORE_OPTIONS, EXECUTOR, EXECUTOR_OPTIONS."
+    "Known are MAX_WORKERS, MAX_RESULTS, MAX_PENDING, SHUTDOWN_TIMEOUT, MAX_ATTEMPTS, "
+    "BACKOFF, TIMEOUT, STORE, STORE_OPTIONS, EXECUTOR, EXECUTOR_OPTIONS, "
+    "TIMEOUT_ON_THREADS."
 )
 WHOLE = "an integer of at least 1"
 SECONDS = "a number of seconds, 0 or more"
 A_DICT = "a dict with strings for keys"
 A_STORE = "'memory', or a ResultStoreFactory or its dotted path"
+A_BACKOFF = "a callable or its dotted path"
 AN_EXECUTOR = "an ExecutorFactory or its dotted path"
 
 
@@ -106,6 +114,11 @@ WRONG = [
         wrong("SHUTDOWN_TIMEOUT", value, SECONDS)
         for value in ("30", -0.1, None, True, float("nan"), float("inf"))
     ],
+    *[
+        wrong("MAX_ATTEMPTS", value, WHOLE)
+        for value in ("3", 0, -1, 2.0, True, None, float("inf"))
+    ],
+    *[wrong("BACKOFF", value, A_BACKOFF) for value in (5, 0.5, True, None, "linear")],
     *[wrong("STORE", value, A_STORE) for value in ("sqlite", "database", "", 3, None)],
     *[wrong("EXECUTOR", value, AN_EXECUTOR) for value in ("threads", "", 3, None)],
     *[
@@ -198,6 +211,35 @@ WRONG = [
         "attribute/class",
         None,
         id="EXECUTOR that is not there",
+    ),
+    pytest.param(
+        {"OPTIONS": {"BACKOFF": "no_such_module.backoff"}},
+        "E004",
+        f"{AT}['BACKOFF'] names 'no_such_module.backoff', which cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_module'",
+        None,
+        id="BACKOFF of no module",
+    ),
+    pytest.param(
+        {"OPTIONS": {"BACKOFF": "tests.test_options.not_callable"}},
+        "E003",
+        f"{AT}['BACKOFF'] must be {A_BACKOFF}, got 3.",
+        None,
+        id="BACKOFF that cannot be called",
+    ),
+    pytest.param(
+        {"MAX_ATTEMPTS": 3},
+        "E002",
+        "TASKS['mail']['MAX_ATTEMPTS'] is not a setting of a task backend.",
+        "Move 'MAX_ATTEMPTS' into OPTIONS.",
+        id="MAX_ATTEMPTS in the wrong place",
+    ),
+    pytest.param(
+        {"OPTIONS": {"MAX_ATTEMPT": 3}},
+        "E002",
+        f"{AT}['MAX_ATTEMPT'] is not an option of ThreadPoolBackend.",
+        "Did you mean 'MAX_ATTEMPTS'?",
+        id="typo in MAX_ATTEMPTS",
     ),
     pytest.param(
         {"OPTIONS": {"STORE": "."}},
@@ -384,6 +426,8 @@ RIGHT_OPTIONS = st.fixed_dictionaries(
         "MAX_RESULTS": st.none() | st.integers(0),
         "MAX_PENDING": st.none() | st.integers(1),
         "SHUTDOWN_TIMEOUT": st.integers(0, 10**6) | st.floats(0, 1e6),
+        "MAX_ATTEMPTS": st.integers(1),
+        "BACKOFF": st.sampled_from([fixed(1), after_a_second]),
         "EXECUTOR": st.sampled_from([ThreadExecutor, ProcessExecutor]),
         "STORE_OPTIONS": st.fixed_dictionaries({}, optional={"PATH": ANYTHING}),
     },
@@ -473,6 +517,8 @@ class TestRightSettings:
         assert parsed.max_results == options.get("MAX_RESULTS", 1000)
         assert parsed.max_pending == options.get("MAX_PENDING")
         assert parsed.shutdown_timeout_s == options.get("SHUTDOWN_TIMEOUT", 30.0)
+        assert parsed.max_attempts == options.get("MAX_ATTEMPTS", 1)
+        assert parsed.backoff == options.get("BACKOFF", exponential())
         assert parsed.executor is options.get("EXECUTOR", ThreadExecutor)
         assert parsed.store is Choosy
         assert parsed.store_options == options.get("STORE_OPTIONS", {})
@@ -485,6 +531,14 @@ class TestRightSettings:
     )
     def test_store_is_named_or_given(self, store: Any) -> None:
         assert parse_right({"STORE": store}).store is MemoryStore
+
+    @pytest.mark.parametrize(
+        "backoff",
+        [after_a_second, "tests.test_options.after_a_second"],
+        ids=["given", "named"],
+    )
+    def test_backoff_is_named_or_given(self, backoff: Any) -> None:
+        assert parse_right({"BACKOFF": backoff}).backoff is after_a_second
 
     @pytest.mark.parametrize(
         "executor",

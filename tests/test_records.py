@@ -37,6 +37,9 @@ RECORDS = st.builds(
     value=st.none(),
     errors=st.lists(ERRORS, max_size=3).map(tuple),
     worker_ids=st.lists(st.text(), max_size=3).map(tuple),
+    metadata=st.text(),
+    due_at=st.none() | TIMES,
+    is_cancel_requested=st.booleans(),
     revision=st.integers(0, 1000),
 )
 
@@ -98,6 +101,36 @@ def test_error_makes_a_task_failed(
         "finished_at": at,
         "errors": (*before.errors, error),
     }
+
+
+@settings(deadline=None)
+@given(RECORDS, ERRORS, st.lists(ERRORS, max_size=2).map(tuple), TIMES, TIMES)
+def test_error_with_a_delay_makes_a_task_ready_again(
+    before: Record,
+    error: ErrorRecord,
+    further: tuple[ErrorRecord, ...],
+    at: float,
+    delay_s: float,
+) -> None:
+    outcome = Outcome(
+        before.id, at, error=error, retry_after_s=delay_s, further_errors=further
+    )
+    after = apply_outcome(before, outcome)
+
+    assert after.status is TaskResultStatus.READY
+    assert after.due_at == at + delay_s
+    assert after.errors == (*before.errors, error, *further)
+    assert changes(before, after).keys() <= {"status", "due_at", "errors"}
+
+
+@settings(deadline=None)
+@given(RECORDS, st.text(), st.text(), TIMES)
+def test_metadata_that_an_attempt_leaves_takes_the_place_of_the_last(
+    before: Record, value: str, metadata: str, at: float
+) -> None:
+    after = apply_outcome(before, Outcome(before.id, at, value, metadata=metadata))
+
+    assert after.metadata == metadata
 
 
 @settings(deadline=None)
