@@ -6,11 +6,15 @@ import statistics
 import threading
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from django.utils import timezone
 
-from .contenders import begin, contender, tell
+from .contenders import begin, tell
+
+if TYPE_CHECKING:
+    from django_tasks_local import LocalTask
 
 _DELAY_S = 0.05
 
@@ -29,69 +33,78 @@ def _bare_late_ms(samples: int) -> list[float]:
 
 def _own_late_ms(samples: int) -> list[float]:
     """How late a deferred task begins where nothing else runs."""
-    from . import tasks
-
-    task = tasks.no_op.using(backend="threads-2")
-    task.enqueue().wait()
+    no_op = _own("no_op", "threads-2")
+    no_op.enqueue().wait()
     late_ms: list[float] = []
     for _ in range(samples):
         due = timezone.now() + timedelta(seconds=_DELAY_S)
-        result = task.using(run_after=due).enqueue()
+        result = no_op.using(run_after=due).enqueue()
         result.wait()
-        late_ms.append((result.started_at - due).total_seconds() * 1e3)
+        late_ms.append((_seen(result.started_at) - due).total_seconds() * 1e3)
     return late_ms
 
 
 def _replaced_ms(samples: int) -> list[float]:
     """From a task's deadline until the next one has run, in another process."""
-    from . import tasks
-
-    task = tasks.no_op.using(backend="processes-1")
-    slow = replace(tasks.oversleep.using(backend="processes-1"), timeout=_DELAY_S)
-    task.enqueue().wait()
+    no_op = _own("no_op", "processes-1")
+    slow = replace(_own("oversleep", "processes-1"), timeout=_DELAY_S)
+    no_op.enqueue().wait()
     samples_ms: list[float] = []
     for _ in range(samples):
         late = slow.enqueue()
-        following = task.enqueue()
+        following = no_op.enqueue()
         following.wait()
         late.refresh()
-        deadline = late.started_at + timedelta(seconds=_DELAY_S)
-        samples_ms.append((following.finished_at - deadline).total_seconds() * 1e3)
+        deadline = _seen(late.started_at) + timedelta(seconds=_DELAY_S)
+        replaced_at = _seen(following.finished_at)
+        samples_ms.append((replaced_at - deadline).total_seconds() * 1e3)
     return samples_ms
 
 
 def _costs_us(count: int) -> dict[str, float]:
     """What each of many tasks costs that waits, is cancelled, or is deferred."""
-    from . import functions, tasks
+    from . import functions
 
-    task = tasks.no_op.using(backend="threads-2")
-    threads = contender("3", "threads-2")
+    no_op, block = _own("no_op", "threads-2"), _own("block", "threads-2")
     for _ in range(2):
-        threads.submit(tasks.block)
+        block.enqueue()
     functions.blocked.wait()
-    later = task.using(run_after=timezone.now() + timedelta(days=1))
+    later = no_op.using(run_after=timezone.now() + timedelta(days=1))
     for _ in range(500):
-        task.enqueue().cancel()
+        no_op.enqueue().cancel()
         later.enqueue().cancel()
-    gc.collect()
 
+    gc.collect()
     began_at = time.perf_counter()
-    waiting = [task.enqueue() for _ in range(count)]
+    waiting = [no_op.enqueue() for _ in range(count)]
     enqueued_at = time.perf_counter()
     for result in waiting:
         result.cancel()
     cancelled_at = time.perf_counter()
-    del waiting, result
+    waiting.clear()
+
     gc.collect()
     deferring_at = time.perf_counter()
-    deferred = [later.enqueue() for _ in range(count)]
+    waiting = [later.enqueue() for _ in range(count)]
     deferred_at = time.perf_counter()
-    del deferred
     return {
         "enqueue_us": (enqueued_at - began_at) / count * 1e6,
         "cancel_us": (cancelled_at - enqueued_at) / count * 1e6,
         "defer_us": (deferred_at - deferring_at) / count * 1e6,
     }
+
+
+def _own(name: str, alias: str) -> "LocalTask[[], None]":
+    """One of the measured tasks without arguments, as this version makes them."""
+    from . import tasks
+
+    task: LocalTask[[], None] = getattr(tasks, name)
+    return task.using(backend=alias)
+
+
+def _seen(at: datetime | None) -> datetime:
+    assert at is not None  # it has happened
+    return at
 
 
 def main() -> None:

@@ -177,13 +177,16 @@ class Slots:
     ) -> float | None:
         """An attempt has ended, and the task runs again, in so many seconds.
 
-        Those that are due too late for a retired one are appended to `late`.
+        It is appended to `late` where that is too late for a retired one.
         """
         give_way(self._lock)
         with self._lock:
             self._free_slot(job)
-            wait_s = self._put(job)
-            late += self._take_late()
+            wait_s = None
+            if (job.record.due_at or 0.0) > self._runs_until:
+                late.append(job)
+            else:
+                wait_s = self._put(job)
             self._take_due(due)
             return wait_s
 

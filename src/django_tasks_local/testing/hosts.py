@@ -108,8 +108,8 @@ class RecordingHost:
     ) -> Callable[[], None] | None:
         return None
 
-    def lend_slot(self, result_id: str, /) -> None:
+    def lend_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         self.lent.append(result_id)
 
-    def reclaim_slot(self, result_id: str, /) -> None:
+    def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         self.reclaimed.append(result_id)
