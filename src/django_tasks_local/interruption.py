@@ -47,11 +47,11 @@ class InterruptibleCall:
 
         A function is only ever stopped because its time is over.
         """
-        if self._reason is not None:
-            return False
         if reason is Interruption.CANCEL and not self._is_coroutine:
             return False
-        with self._lock:  # decides whether the function is still within reach
+        with self._lock:  # decides who stops it, and whether it is still within reach
+            if self._reason is not None:
+                return False
             self._reason = reason
             if self._stop is None:
                 return False
