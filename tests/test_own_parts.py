@@ -164,7 +164,7 @@ class TestSuites:
             project, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"
         )
 
-        assert re.search(r"^5\d passed", output, re.MULTILINE), output
+        assert re.search(r"^8\d passed", output, re.MULTILINE), output
 
     def test_unittest_runs_a_suite(self, project: Path) -> None:
         output = run_suite(project, "-m", "unittest", "-v", "tests.test_parts")

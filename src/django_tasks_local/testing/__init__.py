@@ -7,7 +7,13 @@ project's settings must be set up. Nothing here imports a test framework.
 """
 
 from .executors import ExecutorContract
-from .hosts import RecordingHost, Start
+from .hosts import RecordingHost, SavedMetadata, Start
 from .stores import ResultStoreContract
 
-__all__ = ["ExecutorContract", "RecordingHost", "ResultStoreContract", "Start"]
+__all__ = [
+    "ExecutorContract",
+    "RecordingHost",
+    "ResultStoreContract",
+    "SavedMetadata",
+    "Start",
+]

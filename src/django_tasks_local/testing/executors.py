@@ -1,165 +1,35 @@
 """What every executor promises, as tests."""
 # ruff: noqa: D102  # the name of a test says what is promised
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, ClassVar, Self, override
+from typing import Any, ClassVar
 
-from ..context import LocalTaskContext, current_result_id, lending_slot
-from ..errors import WorkerLost
+from ..backoff import Backoff
+from ..errors import TaskCancelled, TaskTimeout, WorkerLost, path_of
 from ..json_text import decode_value
 from ..options import LocalOptions
 from ..protocols import TaskExecutor
-from ..records import Call, Outcome
+from ..records import Call, Interruption, Outcome
+from . import calls
+from .calls import Gate
 from .contract import in_threads, options_for
 from .hosts import RecordingHost
 
 __all__ = ["ExecutorContract"]
 
 
-class _Gate:
-    """Holds calls wherever they run, until it is opened.
-
-    A held call waits on a connection to this machine's loopback address.
-    """
-
-    def __init__(self, *, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
-        self._listener.settimeout(timeout_s)
-        self._held: list[socket.socket] = []
-
-    @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
-
-    def wait_for_arrivals(self, count: int) -> None:
-        """Block until as many more calls are held. Raises TimeoutError."""
-        for _ in range(count):
-            connection, _ = self._listener.accept()
-            self._held.append(connection)
-
-    def open(self) -> None:
-        """Let all that were held go on."""
-        while self._held:
-            self._held.pop().close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.open()
-        self._listener.close()
-
-
-# What the calls run. Module-level functions, since a worker process imports them.
-
-
-def _echo(*args: Any, **kwargs: Any) -> list[Any]:
-    return [args, kwargs]
-
-
-async def _echo_async(*args: Any, **kwargs: Any) -> list[Any]:
-    return [args, kwargs]
-
-
-def _hold(port: int) -> str:
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.recv(1)  # nothing comes: the other end closes it
-    return "went on"
-
-
-def _see(context: LocalTaskContext) -> dict[str, Any]:
-    result = context.task_result
-    return {
-        "current_result_id": current_result_id.get(),
-        "id": result.id,
-        "status": result.status,
-        "worker_ids": result.worker_ids,
-        "attempt": context.attempt,
-    }
-
-
-class _TwoArguments(Exception):
-    """Cannot be unpickled, which breaks pools that send exceptions."""
-
-    def __init__(self, first: str, second: str) -> None:
-        super().__init__(f"{first} and {second}")
-
-
-class _Unshowable(Exception):
-    @override
-    def __str__(self) -> str:
-        raise ValueError("no text")
-
-
-class _FarOut(BaseException):
-    pass
-
-
-def _raise(kind: str) -> None:
-    match kind:
-        case "SystemExit":
-            raise SystemExit(3)
-        case "KeyboardInterrupt":
-            raise KeyboardInterrupt
-        case "GeneratorExit":
-            raise GeneratorExit
-        case "BaseException":
-            raise _FarOut("far out")
-        case "two arguments":
-            raise _TwoArguments("this", "that")
-        case "unshowable":
-            raise _Unshowable
-        case _:
-            raise ValueError(f"wrong: {kind}")
-
-
-def _return_odd(kind: str) -> object:
-    match kind:
-        case "set":
-            return {1, 2}
-        case "nan":
-            return float("nan")
-        case "bytes":
-            return b"\xff"
-        case "recursive":
-            items: list[object] = []
-            items.append(items)
-            return items
-        case _:
-            return object()
-
-
-def _die(exit_code: int) -> None:
-    os._exit(exit_code)
-
-
-def _lend() -> None:
-    with lending_slot():  # as one does who waits for a task
-        pass
-
-
-def _get_var() -> str:
-    return _var.get()
-
-
-_var: ContextVar[str] = ContextVar("_var", default="unset")
-
-
-def _path(kind: type[BaseException]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+_REASONS = {Interruption.CANCEL: TaskCancelled, Interruption.TIMEOUT: TaskTimeout}
 
 
 class ExecutorContract:
-    """What a `TaskExecutor` promises, as tests. Override `make_executor`."""
+    """What a `TaskExecutor` promises, as tests. Override `make_executor`.
+
+    What it says of itself by `can_stop_functions` and `can_stop_coroutines` is tested.
+    """
 
     timeout_s: ClassVar[float] = 30.0
     """What takes longer than this many seconds has failed."""
@@ -187,8 +57,8 @@ class ExecutorContract:
         finally:
             executor.shutdown(timeout_s=self.timeout_s)
 
-    def _gate(self) -> _Gate:
-        return _Gate(timeout_s=self.timeout_s)
+    def _gate(self) -> Gate:
+        return Gate(timeout_s=self.timeout_s)
 
     def _outcome(self, executor: TaskExecutor, call: Call) -> Outcome:
         return self._result(call, executor.submit(call))
@@ -216,7 +86,9 @@ class ExecutorContract:
 
     def test_function_is_called_with_its_arguments(self) -> None:
         with self._executor() as (executor, host):
-            call = host.make_call(_echo, [1, "größe 🧵", None], {"key": [1.5, True]})
+            call = host.make_call(
+                calls.echo, [1, "größe 🧵", None], {"key": [1.5, True]}
+            )
 
             assert self._value(executor, call) == [
                 [1, "größe 🧵", None],
@@ -225,23 +97,26 @@ class ExecutorContract:
 
     def test_coroutine_function_runs_to_its_end(self) -> None:
         with self._executor() as (executor, host):
-            call = host.make_call(_echo_async, [1], {"key": 2})
+            call = host.make_call(calls.echo_async, [1], {"key": 2})
 
             assert self._value(executor, call) == [[1], {"key": 2}]
 
     def test_large_arguments_and_values_arrive(self) -> None:
         text = "größer 🧵 " * 200_000
         with self._executor() as (executor, host):
-            assert self._value(executor, host.make_call(_echo, [text])) == [[text], {}]
+            assert self._value(executor, host.make_call(calls.echo, [text])) == [
+                [text],
+                {},
+            ]
 
     def test_exception_is_an_outcome(self) -> None:
         self._assert_raised("input", ValueError, text="wrong: input")
 
     def test_exception_that_cannot_be_unpickled_is_an_outcome(self) -> None:
-        self._assert_raised("two arguments", _TwoArguments, text="this and that")
+        self._assert_raised("two arguments", calls.TwoArguments, text="this and that")
 
     def test_exception_that_cannot_be_shown_is_an_outcome(self) -> None:
-        self._assert_raised("unshowable", _Unshowable, text="_Unshowable")
+        self._assert_raised("unshowable", calls.Unshowable, text="Unshowable")
 
     def test_system_exit_is_an_outcome(self) -> None:
         self._assert_raised("SystemExit", SystemExit, text="SystemExit: 3")
@@ -252,46 +127,46 @@ class ExecutorContract:
         )
 
     def test_any_base_exception_is_an_outcome(self) -> None:
-        self._assert_raised("BaseException", _FarOut, text="far out")
+        self._assert_raised("BaseException", calls.FarOut, text="far out")
         self._assert_raised("GeneratorExit", GeneratorExit, text="GeneratorExit")
 
     def _assert_raised(
         self, kind: str, error_class: type[BaseException], *, text: str
     ) -> None:
         with self._executor() as (executor, host):
-            call = host.make_call(_raise, [kind])
+            call = host.make_call(calls.raise_error, [kind])
             error = self._outcome(executor, call).error
 
             assert error is not None
-            assert error.exception_class_path == _path(error_class)
+            assert error.exception_class_path == path_of(error_class)
             assert text in error.traceback
             assert len(host.starts_of(call)) == 1
             # The worker is as good as before.
-            assert self._value(executor, host.make_call(_echo)) == [[], {}]
+            assert self._value(executor, host.make_call(calls.echo)) == [[], {}]
 
     def test_value_that_is_not_json_is_a_type_error(self) -> None:
         with self._executor() as (executor, host):
             for kind in ("object", "set", "nan", "bytes", "recursive"):
-                call = host.make_call(_return_odd, [kind])
+                call = host.make_call(calls.return_odd, [kind])
                 error = self._outcome(executor, call).error
 
                 assert error is not None, kind
-                assert error.exception_class_path == _path(TypeError), kind
+                assert error.exception_class_path == path_of(TypeError), kind
 
     def test_function_that_cannot_be_imported_has_an_outcome(self) -> None:
         with self._executor() as (executor, host):
-            call = host.make_call(_echo, [1])
+            call = host.make_call(calls.echo, [1])
             lost = call.record.task._replace(path="no_such_module.tasks.work")
             call = call._replace(record=call.record._replace(task=lost))
 
             self._outcome(executor, call)  # an error where it had to be imported
-            assert self._value(executor, host.make_call(_echo)) == [[], {}]
+            assert self._value(executor, host.make_call(calls.echo)) == [[], {}]
 
     # Its start.
 
     def test_start_is_told_once_and_before_the_function_runs(self) -> None:
         with self._executor() as (executor, host), self._gate() as gate:
-            call = host.make_call(_hold, [gate.port])
+            call = host.make_call(calls.hold, [gate.port])
             submitted_at = time.time()
             future = executor.submit(call)
             gate.wait_for_arrivals(1)
@@ -306,7 +181,7 @@ class ExecutorContract:
 
     def test_task_sees_the_record_of_its_start(self) -> None:
         with self._executor() as (executor, host):
-            call = host.make_call(_see, takes_context=True)
+            call = host.make_call(calls.see_context, takes_context=True)
             seen = self._value(executor, call)
 
             (start,) = host.starts_of(call)
@@ -323,29 +198,422 @@ class ExecutorContract:
         if self.has_own_processes:
             return
         with self._executor() as (executor, host):
-            call = host.make_call(_get_var)
+            call = host.make_call(calls.get_var)
             assert call.context is not None
-            call.context.run(_var.set, "the enqueuer's")
+            call.context.run(calls.var.set, "the enqueuer's")
 
             assert self._value(executor, call) == "the enqueuer's"
-            assert self._value(executor, host.make_call(_get_var)) == "unset"
+            assert self._value(executor, host.make_call(calls.get_var)) == "unset"
 
     def test_task_that_waits_lends_its_slot(self) -> None:
         """For calls in this process: in another, waiting takes more than a host."""
         if self.has_own_processes:
             return
         with self._executor() as (executor, host):
-            call = host.make_call(_lend)
+            call = host.make_call(calls.lend)
 
             assert self._value(executor, call) is None
             assert host.lent == [call.record.id]
             assert host.reclaimed == [call.record.id]
 
+    def test_call_that_was_cancelled_before_does_not_run(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in (calls.hold, calls.hold_async):
+                call = host.make_call(
+                    function, [gate.port], backoff=calls.divide_by_zero
+                )
+                host.cancelled.add(call.record.id)
+                # It would be held if it ran.
+                outcome = executor.submit(call).result(self.timeout_s)
+
+                assert type(outcome) is Outcome
+                assert outcome.result_id == call.record.id
+                assert len(host.starts_of(call)) == 1
+                assert self._value(executor, host.make_call(calls.echo)) == [[], {}]
+
+    # Another attempt.
+
+    def test_backoff_is_asked_where_the_exception_is(self) -> None:
+        with self._executor() as (executor, host):
+            for attempt in (1, 3):
+                call = host.make_call(
+                    calls.be_busy,
+                    [1.5],
+                    attempt=attempt,
+                    backoff=calls.wait_while_busy,
+                )
+                outcome = self._failed(executor, call, calls.Busy)
+
+                assert outcome.is_backoff_asked
+                assert outcome.further_errors == ()
+                assert outcome.retry_after_s == 1.5 * attempt
+
+    def test_backoff_may_answer_none(self) -> None:
+        with self._executor() as (executor, host):
+            call = host.make_call(calls.be_busy, [1], backoff=calls.Answers(None))
+            outcome = self._failed(executor, call, calls.Busy)
+
+            assert outcome.is_backoff_asked
+            assert outcome.further_errors == ()
+            assert outcome.retry_after_s is None
+
+    def test_what_a_backoff_raises_is_a_further_error(self) -> None:
+        self._assert_backoffs_fail([calls.divide_by_zero], ZeroDivisionError)
+
+    def test_answer_that_is_no_time_is_a_further_error(self) -> None:
+        answers = (-1, float("nan"), float("inf"), "soon", True)
+        backoffs = [calls.Answers(answer) for answer in answers]
+        self._assert_backoffs_fail(backoffs, TypeError)
+
+    def _assert_backoffs_fail(
+        self, backoffs: Sequence[Backoff], error_class: type[BaseException]
+    ) -> None:
+        with self._executor() as (executor, host):
+            for backoff in backoffs:
+                call = host.make_call(calls.be_busy, [1], backoff=backoff)
+                outcome = self._failed(executor, call, calls.Busy)
+
+                assert outcome.is_backoff_asked
+                assert outcome.retry_after_s is None
+                (error,) = outcome.further_errors
+                assert error.exception_class_path == path_of(error_class)
+                assert self._value(executor, host.make_call(calls.echo)) == [[], {}]
+
+    def test_backoff_is_asked_about_failures_only(self) -> None:
+        with self._executor() as (executor, host):
+            call = host.make_call(calls.echo, backoff=calls.divide_by_zero)
+            outcome = self._outcome(executor, call)
+            assert self._value_of(outcome) == [[], {}]
+            self._assert_not_asked(outcome)
+
+            # A task that was cancelled is not tried again.
+            call = host.make_call(calls.cancel_itself, backoff=calls.divide_by_zero)
+            self._assert_not_asked(self._failed(executor, call, TaskCancelled))
+
+            call = host.make_call(calls.be_busy, [1])
+            self._assert_not_asked(self._failed(executor, call, calls.Busy))
+
+    @staticmethod
+    def _assert_not_asked(outcome: Outcome) -> None:
+        assert not outcome.is_backoff_asked
+        assert outcome.retry_after_s is None
+        assert outcome.further_errors == ()
+
+    def test_backoff_that_cannot_be_pickled_does_no_harm(self) -> None:
+        with self._executor() as (executor, host):
+            call = host.make_call(calls.be_busy, [1], backoff=lambda error, result: 2.0)
+            outcome = self._failed(executor, call, calls.Busy)
+
+            assert outcome.is_backoff_asked
+            assert outcome.retry_after_s in (
+                2.0,
+                None,
+            )  # asked here, or not to be found
+
+    def _failed(
+        self, executor: TaskExecutor, call: Call, error_class: type[BaseException]
+    ) -> Outcome:
+        outcome = self._outcome(executor, call)
+        assert outcome.error is not None
+        assert outcome.error.exception_class_path == path_of(error_class)
+        return outcome
+
+    # Metadata.
+
+    def test_metadata_is_seen_while_the_task_runs_and_at_its_end(self) -> None:
+        told = {"given": "größe 🧵", "told": ["größe", 1.5, None]}
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function, may_block in (
+                (calls.tell, False),
+                (calls.tell_async, False),
+                (calls.tell_async, True),
+            ):
+                host.may_block = may_block
+                call = host.make_call(
+                    function,
+                    [gate.port],
+                    takes_context=True,
+                    attempt=2,
+                    metadata={"given": "größe 🧵"},
+                )
+                future = executor.submit(call)
+                gate.wait_for_arrivals(1)
+
+                (saved,) = host.saved_by(call)
+                assert decode_value(saved.metadata) == told
+                assert saved.attempt == 2
+                gate.open()
+                outcome = self._result(call, future)
+                assert self._value_of(outcome) == {"given": "größe 🧵"}
+                assert self._metadata_of(outcome) == {**told, "at the end": "🧵"}
+
+    def test_metadata_of_a_task_that_fails_is_kept(self) -> None:
+        with self._executor() as (executor, host):
+            call = host.make_call(calls.tell_and_fail, takes_context=True)
+            outcome = self._failed(executor, call, ValueError)
+
+            assert self._metadata_of(outcome) == {"told": "so far"}
+            assert outcome.further_errors == ()
+
+    def test_metadata_that_nobody_changes_stays(self) -> None:
+        with self._executor() as (executor, host):
+            for function in (calls.tell_nothing, calls.see_context, calls.echo):
+                call = host.make_call(
+                    function,
+                    takes_context=function is not calls.echo,
+                    metadata={"given": 1},
+                )
+                outcome = self._outcome(executor, call)
+
+                assert outcome.error is None
+                if outcome.metadata is not None:
+                    assert self._metadata_of(outcome) == {"given": 1}
+                assert host.saved == []
+
+    def test_metadata_that_is_not_json_is_a_type_error(self) -> None:
+        with self._executor() as (executor, host):
+            call = host.make_call(
+                calls.tell_what_is_not_json, [False], takes_context=True
+            )
+            outcome = self._failed(executor, call, TypeError)
+            assert outcome.metadata is None
+
+            # The function's own error comes first.
+            call = host.make_call(
+                calls.tell_what_is_not_json, [True], takes_context=True
+            )
+            outcome = self._failed(executor, call, ValueError)
+            assert outcome.metadata is None
+            (further,) = outcome.further_errors
+            assert further.exception_class_path == path_of(TypeError)
+
+            # A task that saves it is told at once.
+            call = host.make_call(calls.save_what_is_not_json, takes_context=True)
+            assert self._value(executor, call) == "TypeError"
+            assert host.saved == []
+
+    @staticmethod
+    def _metadata_of(outcome: Outcome) -> Any:
+        assert outcome.metadata is not None
+        return decode_value(outcome.metadata)
+
+    # Calls that are stopped.
+
+    def test_task_that_was_asked_to_stop_learns_of_it(self) -> None:
+        """For calls in this process: one in another is ended."""
+        if self.has_own_processes:
+            return
+        with self._executor() as (executor, host):
+            for where in ("checkpoint", "save_metadata", "report_progress"):
+                call = host.make_call(
+                    calls.stop_when_asked,
+                    [where],
+                    takes_context=True,
+                    backoff=calls.divide_by_zero,
+                )
+                host.cancel_requested.add(call.record.id)
+
+                self._assert_not_asked(self._failed(executor, call, TaskCancelled))
+
+    def test_running_call_is_ended(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in self._can_stop(executor):
+                for reason, error_class in _REASONS.items():
+                    call = self._make_held(host, function, gate)
+                    future = executor.submit(call)
+                    gate.wait_for_arrivals(1)
+
+                    assert self._interrupt(executor, call, reason)
+                    self._assert_ended(self._result(call, future), error_class)
+                    assert not self._interrupt(executor, call, reason)
+                    # Its slot is as good as before.
+                    after = host.make_call(calls.echo)
+                    assert self._value(executor, after) == [[], {}]
+
+    def test_call_that_cannot_be_ended_goes_on(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            can_stop = self._can_stop(executor)
+            for function in (calls.hold, calls.hold_async):
+                if function in can_stop:
+                    continue
+                call = host.make_call(function, [gate.port])
+                future = executor.submit(call)
+                gate.wait_for_arrivals(1)
+
+                assert not self._interrupt(executor, call, Interruption.CANCEL)
+                gate.open()
+                assert self._value_of(self._result(call, future)) == "went on"
+
+    def test_other_attempts_and_tasks_are_not_ended(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in (calls.hold, calls.hold_async):
+                call = self._make_held(host, function, gate, attempt=2)
+                future = executor.submit(call)
+                gate.wait_for_arrivals(1)
+
+                other = host.make_call(function, [gate.port])
+                for attempt in (1, 3):
+                    assert not self._interrupt(
+                        executor, call, Interruption.TIMEOUT, attempt=attempt
+                    )
+                assert not self._interrupt(executor, other, Interruption.CANCEL)
+                gate.open()
+                assert self._value_of(self._result(call, future)) == "went on"
+
+    def test_other_slots_go_on_when_a_call_is_ended(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in self._can_stop(executor):
+                other = self._make_held(host, function, gate, slot=1)
+                other_future = executor.submit(other)
+                gate.wait_for_arrivals(1)
+                call = self._make_held(host, function, gate)
+                future = executor.submit(call)
+                gate.wait_for_arrivals(1)
+
+                assert self._interrupt(executor, call, Interruption.CANCEL)
+                self._assert_ended(self._result(call, future), TaskCancelled)
+                assert not other_future.done()
+                gate.open()
+                outcome = self._result(other, other_future)
+                assert self._value_of(outcome) == "went on"
+
+    def test_call_that_does_not_run_cannot_be_ended(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in (calls.hold, calls.hold_async):
+                call = host.make_call(function, [gate.port])
+                assert not self._interrupt(executor, call, Interruption.CANCEL)
+
+                future = executor.submit(call)
+                gate.wait_for_arrivals(1)
+                gate.open()
+                assert self._value_of(self._result(call, future)) == "went on"
+                assert not self._interrupt(executor, call, Interruption.CANCEL)
+                assert self._value(executor, host.make_call(calls.echo)) == [[], {}]
+
+    def test_call_may_be_ended_as_it_begins(self) -> None:
+        """The host has been told of its start, but the function does not run yet."""
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in self._can_stop(executor):
+                for reason, error_class in _REASONS.items():
+                    call = self._make_held(host, function, gate)
+
+                    def end(_: str, call: Call = call, reason: Any = reason) -> None:
+                        self._interrupt(executor, call, reason)
+
+                    host.at_start = end
+                    outcome = self._outcome(executor, call)
+                    host.at_start = None
+
+                    self._assert_ended(outcome, error_class)
+                    after = host.make_call(calls.echo)
+                    assert self._value(executor, after) == [[], {}]
+
+    def test_of_many_that_end_a_call_one_does(self) -> None:
+        reasons = [*_REASONS] * 4
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in self._can_stop(executor):
+                call = self._make_held(host, function, gate)
+                future = executor.submit(call)
+                gate.wait_for_arrivals(1)
+
+                ended = in_threads(
+                    [self._interrupter(executor, call, reason) for reason in reasons],
+                    timeout_s=self.timeout_s,
+                )
+
+                assert ended.count(True) == 1
+                error_class = _REASONS[reasons[ended.index(True)]]
+                self._assert_ended(self._result(call, future), error_class)
+                assert self._value(executor, host.make_call(calls.echo)) == [[], {}]
+
+    def test_call_that_ends_just_then_ends_in_one_way(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            for function in self._can_stop(executor):
+                for _ in range(5):
+                    call = self._make_held(host, function, gate)
+                    future = executor.submit(call)
+                    gate.wait_for_arrivals(1)
+
+                    in_threads(
+                        [
+                            gate.open,
+                            self._interrupter(executor, call, Interruption.CANCEL),
+                        ],
+                        timeout_s=self.timeout_s,
+                    )
+
+                    outcome = self._result(call, future)
+                    if outcome.error is None:
+                        assert self._value_of(outcome) == "went on"
+                    else:
+                        self._assert_ended(outcome, TaskCancelled)
+                    after = host.make_call(calls.echo)
+                    assert self._value(executor, after) == [[], {}]
+
+    def test_executor_may_be_shut_down_after_a_call_was_ended(self) -> None:
+        with self._executor() as (executor, host), self._gate() as gate:
+            functions = self._can_stop(executor)
+            held = [
+                self._make_held(host, function, gate, slot=slot)
+                for slot, function in enumerate(functions)
+            ]
+            futures = [executor.submit(call) for call in held]
+            gate.wait_for_arrivals(len(held))
+            for call in held:
+                assert self._interrupt(executor, call, Interruption.CANCEL)
+            executor.shutdown(timeout_s=self.timeout_s)
+
+            for call, future in zip(held, futures, strict=True):
+                self._assert_ended(self._result(call, future), TaskCancelled)
+                assert not self._interrupt(executor, call, Interruption.CANCEL)
+
+    @staticmethod
+    def _can_stop(executor: TaskExecutor) -> Sequence[Callable[[int], object]]:
+        """What holds a call, and can be ended."""
+        return [
+            function
+            for function, attribute in (
+                (calls.hold, "can_stop_functions"),
+                (calls.hold_async, "can_stop_coroutines"),
+            )
+            if getattr(executor, attribute, False)
+        ]
+
+    def _make_held(
+        self,
+        host: RecordingHost,
+        function: Callable[[int], object],
+        gate: Gate,
+        *,
+        slot: int = 0,
+        attempt: int = 1,
+    ) -> Call:
+        return host.make_call(
+            function, [gate.port], slot=slot, attempt=attempt, timeout_s=self.timeout_s
+        )
+
+    @staticmethod
+    def _interrupt(
+        executor: TaskExecutor, call: Call, reason: Interruption, *, attempt: int = 1
+    ) -> bool:
+        return executor.interrupt(call.record.id, attempt=attempt, reason=reason)
+
+    def _interrupter(
+        self, executor: TaskExecutor, call: Call, reason: Interruption
+    ) -> Callable[[], bool]:
+        return lambda: self._interrupt(executor, call, reason)
+
+    @staticmethod
+    def _assert_ended(outcome: Outcome, error_class: type[BaseException]) -> None:
+        assert outcome.error is not None, outcome.value
+        assert outcome.error.exception_class_path == path_of(error_class)
+        assert outcome.retry_after_s is None
+
     # Slots.
 
     def test_submit_does_not_wait_for_the_call(self) -> None:
         with self._executor() as (executor, host), self._gate() as gate:
-            call = host.make_call(_hold, [gate.port])
+            call = host.make_call(calls.hold, [gate.port])
             future = executor.submit(call)
 
             assert not future.done()
@@ -366,15 +634,15 @@ class ExecutorContract:
             self._gate() as gate,
         ):
             for _ in range(2):  # the second time slots are taken that were used before
-                calls = [
-                    host.make_call(_hold, [gate.port], slot=slot) for slot in slots
+                held = [
+                    host.make_call(calls.hold, [gate.port], slot=slot) for slot in slots
                 ]
-                futures = [executor.submit(call) for call in calls]
-                gate.wait_for_arrivals(len(calls))
+                futures = [executor.submit(call) for call in held]
+                gate.wait_for_arrivals(len(held))
 
                 assert not any(future.done() for future in futures)
                 gate.open()
-                for call, future in zip(calls, futures, strict=True):
+                for call, future in zip(held, futures, strict=True):
                     assert self._value_of(self._result(call, future)) == "went on"
 
     def test_slot_may_be_taken_again_from_the_callback_of_its_last_call(self) -> None:
@@ -395,7 +663,7 @@ class ExecutorContract:
                 if len(outcomes) == turns:
                     all_done.set_result(None)
                     return
-                call = host.make_call(_echo, [len(outcomes)])
+                call = host.make_call(calls.echo, [len(outcomes)])
                 executor.submit(call).add_done_callback(take)
 
             submit()
@@ -414,13 +682,13 @@ class ExecutorContract:
             is_over.set()
 
         with self._executor() as (executor, host), self._gate() as gate:
-            slow = host.make_call(_hold, [gate.port], slot=0)
+            slow = host.make_call(calls.hold, [gate.port], slot=0)
             executor.submit(slow).add_done_callback(wait)
             gate.wait_for_arrivals(1)
             gate.open()
 
             # Another slot goes on meanwhile.
-            assert self._value(executor, host.make_call(_echo, slot=1)) == [[], {}]
+            assert self._value(executor, host.make_call(calls.echo, slot=1)) == [[], {}]
             goes_on.set()
             assert is_over.wait(self.timeout_s)
 
@@ -431,7 +699,7 @@ class ExecutorContract:
             def use(slot: int) -> Callable[[], None]:
                 def run() -> None:
                     for turn in range(turns):
-                        call = host.make_call(_echo, [slot, turn], slot=slot)
+                        call = host.make_call(calls.echo, [slot, turn], slot=slot)
                         assert self._value(executor, call) == [[slot, turn], {}]
 
                 return run
@@ -445,17 +713,17 @@ class ExecutorContract:
         if not self.has_own_processes:
             return
         with self._executor() as (executor, host), self._gate() as gate:
-            held = host.make_call(_hold, [gate.port], slot=1)
+            held = host.make_call(calls.hold, [gate.port], slot=1)
             held_future = executor.submit(held)
             gate.wait_for_arrivals(1)
             for exit_code in (0, 3):
-                call = host.make_call(_die, [exit_code], slot=0)
+                call = host.make_call(calls.die, [exit_code], slot=0)
                 error = self._outcome(executor, call).error
 
                 assert error is not None
-                assert error.exception_class_path == _path(WorkerLost)
+                assert error.exception_class_path == path_of(WorkerLost)
                 assert len(host.starts_of(call)) == 1
-                after = host.make_call(_echo, slot=0)
+                after = host.make_call(calls.echo, slot=0)
                 assert self._value(executor, after) == [[], {}]
             assert not held_future.done()
             gate.open()
@@ -471,14 +739,14 @@ class ExecutorContract:
     def test_used_executor_may_be_shut_down_twice(self) -> None:
         with self._executor() as (executor, host):
             for slot in range(2):
-                call = host.make_call(_echo, slot=slot)
+                call = host.make_call(calls.echo, slot=slot)
                 assert self._value(executor, call) == [[], {}]
             executor.shutdown(timeout_s=self.timeout_s)
             executor.shutdown(timeout_s=self.timeout_s)
 
     def test_running_call_may_finish_before_the_time_is_over(self) -> None:
         with self._executor() as (executor, host), self._gate() as gate:
-            call = host.make_call(_hold, [gate.port])
+            call = host.make_call(calls.hold, [gate.port])
             future = executor.submit(call)
             gate.wait_for_arrivals(1)
 
@@ -491,7 +759,7 @@ class ExecutorContract:
 
     def test_shutdown_does_not_wait_longer_than_it_may(self) -> None:
         with self._executor() as (executor, host), self._gate() as gate:
-            call = host.make_call(_hold, [gate.port])
+            call = host.make_call(calls.hold, [gate.port])
             future = executor.submit(call)
             gate.wait_for_arrivals(1)
             began = time.monotonic()
@@ -502,7 +770,7 @@ class ExecutorContract:
             outcome = self._result(call, future)
             if self.has_own_processes:
                 assert outcome.error is not None
-                assert outcome.error.exception_class_path == _path(WorkerLost)
+                assert outcome.error.exception_class_path == path_of(WorkerLost)
 
     def test_executor_may_be_shut_down_from_the_callback_of_its_last_call(self) -> None:
         ended: Future[None] = Future()
@@ -516,7 +784,7 @@ class ExecutorContract:
                     raise
                 ended.set_result(None)
 
-            call = host.make_call(_hold, [gate.port])
+            call = host.make_call(calls.hold, [gate.port])
             executor.submit(call).add_done_callback(end)
             gate.wait_for_arrivals(1)
             gate.open()

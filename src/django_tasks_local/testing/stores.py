@@ -8,7 +8,7 @@ from typing import ClassVar
 from django.tasks.base import TaskResultStatus
 
 from ..identity import new_result_id, this_process
-from ..json_text import encode_arguments, encode_value
+from ..json_text import decode_value, encode_arguments, encode_metadata, encode_value
 from ..options import LocalOptions
 from ..protocols import ResultStore
 from ..records import (
@@ -17,6 +17,9 @@ from ..records import (
     Record,
     TaskSpec,
     Timestamp,
+    apply_cancel,
+    apply_cancel_request,
+    apply_metadata,
     apply_outcome,
     apply_start,
 )
@@ -39,6 +42,12 @@ def _ready(number: int, *, enqueued_at: Timestamp | None = None) -> Record:
 
 def _running(record: Record) -> Record:
     return apply_start(record, worker_id="host:1:worker", at=2_000.0)
+
+
+def _to_be_tried_again(record: Record) -> Record:
+    error = ErrorRecord("builtins.ValueError", "wrong")
+    outcome = Outcome(record.id, 2_500.0, error=error, retry_after_s=1_500.25)
+    return apply_outcome(record, outcome)
 
 
 def _finished(record: Record, *, at: Timestamp = 3_000.0) -> Record:
@@ -269,9 +278,38 @@ class ResultStoreContract:
                 assert list(store.save([record])) == [True]
                 self._assert_same(store, record)
 
+    def test_what_changes_while_a_task_runs_comes_back_as_it_was(self) -> None:
+        ready = _ready(1)._replace(
+            metadata=encode_metadata({"größe": [1.5, None, "🧵\n漢字"]}),
+            due_at=1_700_000_000.123456,
+        )
+        other = encode_metadata({"": {"ü": "“"}, "done": 1e300})
+        error = ErrorRecord("project.Größe", "Zeile\n🧵")
+        changes: Sequence[Callable[[Record], Record]] = (
+            _running,
+            lambda record: apply_metadata(record, "{}"),
+            apply_cancel_request,
+            _to_be_tried_again,
+            _running,
+            lambda record: apply_metadata(record, other),
+            _to_be_tried_again,
+            lambda record: apply_cancel(record, error, at=0.1 + 0.2),
+        )
+        with self._store() as store:
+            self._add(store, ready)
+            self._assert_same(store, ready)
+            record = ready
+            for change in changes:
+                record = change(record)
+                assert list(store.save([record])) == [True]
+                self._assert_same(store, record)
+                assert bool(list(store.unfinished())) is not record.is_finished
+
     def test_large_texts_come_back_as_they_were(self) -> None:
         text = "größer 🧵 " * 200_000
-        record = _ready(1)._replace(arguments=encode_arguments([text], {}))
+        record = _ready(1)._replace(
+            arguments=encode_arguments([text], {}), metadata=encode_metadata({"": text})
+        )
         finished = apply_outcome(
             _running(record), Outcome(record.id, 3_000.0, encode_value(text))
         )
@@ -361,6 +399,60 @@ class ResultStoreContract:
                 assert won.count(True) == 1
                 winner = changes[won.index(True)]
                 assert store.get([record.id])[record.id] == winner
+
+    def test_of_many_that_change_metadata_each_wins_in_its_turn(self) -> None:
+        record = _running(_ready(0))
+        with self._store() as store:
+            self._add(store, record)
+
+            def adder(name: str) -> Callable[[], None]:
+                def add() -> None:
+                    for turn in range(5):
+                        while True:
+                            kept = store.get([record.id])[record.id]
+                            metadata = decode_value(kept.metadata)
+                            metadata[f"{name} {turn}"] = kept.revision
+                            text = encode_metadata(metadata)
+                            if store.save([apply_metadata(kept, text)])[0]:
+                                break
+
+                return add
+
+            in_threads(
+                [adder(f"größe {number}") for number in range(self.racers)],
+                timeout_s=self.timeout_s,
+            )
+
+            # Nobody's change is lost, and each was made to another revision.
+            kept = store.get([record.id])[record.id]
+            count = 5 * self.racers
+            assert kept.revision == record.revision + count
+            metadata = decode_value(kept.metadata)
+            assert len(metadata) == count
+            assert set(metadata.values()) == {
+                record.revision + number for number in range(count)
+            }
+
+    def test_cancelling_and_starting_have_one_winner(self) -> None:
+        error = ErrorRecord("project.Cancelled", "cancelled")
+        with self._store() as store:
+            for number in range(10):
+                record = _ready(number)
+                self._add(store, record)
+                changes = [apply_cancel(record, error, at=3_000.0), _running(record)]
+
+                def saver(change: Record) -> Callable[[], bool]:
+                    return lambda: store.save([change])[0]
+
+                won = in_threads(
+                    [saver(change) for change in changes], timeout_s=self.timeout_s
+                )
+
+                assert sorted(won) == [False, True]
+                winner = changes[won.index(True)]
+                self._assert_same(store, winner)
+                is_unfinished = record.id in {each.id for each in store.unfinished()}
+                assert is_unfinished is not winner.is_finished
 
     # unfinished
 
@@ -454,6 +546,23 @@ class ResultStoreContract:
             assert self._left(store, finished) == []
             assert list(store.unfinished()) == [waiting, _running(running)]
             assert store.discard(keep=0, finished_before=9_000.0) == 0
+
+    def test_record_that_waits_for_another_attempt_is_unfinished(self) -> None:
+        first, second = _ready(1), _ready(2)
+        again = _to_be_tried_again(_running(first))
+        with self._store() as store:
+            self._add(store, first, second)
+            for record in (_running(first), again):
+                assert list(store.save([record])) == [True]
+
+            assert list(store.unfinished()) == [again, second]
+            assert store.discard(keep=0, finished_before=9_000.0) == 0
+            self._assert_same(store, again)
+
+            for record in (_running(again), _finished(_running(again))):
+                assert list(store.save([record])) == [True]
+            assert list(store.unfinished()) == [second]
+            assert store.discard(keep=0) == 1
 
     def test_discarded_record_cannot_be_saved(self) -> None:
         with self._store() as store:
