@@ -1,5 +1,6 @@
 """Tasks that go wrong; worker processes import them too."""
 
+import asyncio
 import multiprocessing
 import os
 import resource
@@ -9,9 +10,17 @@ import sys
 import threading
 from contextvars import ContextVar
 from multiprocessing.connection import Connection
-from typing import override
+from typing import TYPE_CHECKING, Any, override
 
-from django_tasks_local import task
+from django_tasks_local import LocalTaskContext, task
+from django_tasks_local.backoff import fixed
+
+from .gates import pass_gate
+
+if TYPE_CHECKING:
+    from django.tasks.base import TaskResult  # generic for type checkers only
+
+LIMIT_S = 0.2
 
 EXIT_CODE = 3
 
@@ -46,6 +55,62 @@ def do_nothing() -> None: ...
 @task
 def die_while_running(cause: str) -> None:
     die(cause)
+
+
+@task(max_attempts=2, backoff=fixed(0), takes_context=True)
+def die_at_first(context: LocalTaskContext, cause: str) -> int:
+    """Which attempt has lived."""
+    if context.attempt == 1:
+        die(cause)
+    return context.attempt
+
+
+@task(backend="cpu", timeout=LIMIT_S)
+def hang() -> None:
+    threading.Event().wait()
+
+
+@task(timeout=LIMIT_S)
+async def async_hang() -> None:
+    await asyncio.Event().wait()
+
+
+@task(takes_context=True)
+def stop_when_asked(context: LocalTaskContext, port: int) -> None:
+    pass_gate(port)
+    context.checkpoint()
+
+
+def divide_by_zero(error: BaseException, result: "TaskResult[..., Any]") -> float:
+    """A backoff."""
+    return 1 / 0
+
+
+def answer_soon(error: BaseException, result: "TaskResult[..., Any]") -> float:
+    """A backoff."""
+    soon: Any = "soon"
+    answer: float = soon
+    return answer
+
+
+@task(max_attempts=3, backoff=divide_by_zero)
+def fail_with_raising_backoff() -> None:
+    raise ValueError("wrong")
+
+
+@task(max_attempts=3, backoff=answer_soon)
+def fail_with_backoff_that_answers_nonsense() -> None:
+    raise ValueError("wrong")
+
+
+@task(takes_context=True)
+def have_metadata_that_is_not_json(context: LocalTaskContext, saves: bool) -> str:
+    context.metadata["step"] = "first"
+    context.save_metadata()
+    context.metadata["lock"] = threading.Lock()
+    if saves:
+        context.save_metadata()
+    return "done"
 
 
 @task

@@ -26,10 +26,16 @@ if __name__ == "__main__":
 from django.tasks import TaskResultStatus  # noqa: E402  # after the set-up
 from django.test import override_settings  # noqa: E402
 
-from django_tasks_local import LocalTask, LocalTaskResult, WorkerLost  # noqa: E402
+from django_tasks_local import (  # noqa: E402
+    LocalTask,
+    LocalTaskResult,
+    TaskCancelled,
+    TaskTimeout,
+    WorkerLost,
+)
 
 from . import fault_tasks, tasks  # noqa: E402
-from .gates import LONG_S  # noqa: E402
+from .gates import LONG_S, Gate  # noqa: E402
 from .leftovers import wait_until_gone  # noqa: E402
 
 type Handle = LocalTaskResult[Any]
@@ -98,6 +104,31 @@ def _succeeded(handle: Handle, case: str) -> None:
     assert handle.errors == []
 
 
+def _succeeded_at_second(handle: Handle, case: str) -> None:
+    assert handle.status is TaskResultStatus.SUCCESSFUL, handle.errors
+    assert handle.return_value == handle.attempts == 2
+    (error,) = handle.errors
+    assert error.exception_class is WorkerLost
+    died, lived = handle.worker_ids
+    assert died != lived
+
+
+def _not_tried_again(handle: Handle, case: str) -> None:
+    assert handle.status is TaskResultStatus.FAILED
+    assert handle.attempts == 1
+    own, further = handle.errors
+    assert own.exception_class is ValueError
+    assert further.exception_class.__name__ == case
+
+
+def _metadata_refused(handle: Handle, case: str) -> None:
+    assert handle.status is TaskResultStatus.FAILED
+    # Where the task fails because it saves it, it is still there at the end.
+    assert len(handle.errors) == (2 if case == "saved" else 1)
+    assert {error.exception_class for error in handle.errors} == {TypeError}
+    assert handle.metadata == {"step": "first"}
+
+
 def _shortened(handle: Handle, case: str) -> None:
     _failed(handle, case, ValueError)
     text = handle.errors[0].traceback
@@ -110,6 +141,19 @@ def _shortened(handle: Handle, case: str) -> None:
 def _arrived(handle: Handle, case: str) -> None:
     _succeeded(handle, case)
     assert handle.return_value == "x" * 50_000_000
+
+
+def _cancel_running(task: "LocalTask[[int], Any]") -> Provoke:
+    def provoke(alias: str) -> Handle:
+        with Gate() as gate:
+            handle = task.using(backend=alias).enqueue(gate.port)
+            visitor = gate.next_visitor()
+            assert handle.cancel()
+            visitor.let_go()
+            handle.join(LONG_S)
+        return handle
+
+    return provoke
 
 
 # Ways for a worker process to die.
@@ -188,6 +232,19 @@ FAULTS = {
         ),
         expect=_lost(r"after running tests\.fault_tasks\.die_while_running for \d+\."),
     ),
+    "dies with attempts left": Fault(
+        cause=_DIES,
+        moment="while it runs a task that has another attempt",
+        sees="what comes of the next attempt, which is made when the task's backoff "
+        "says; `WorkerLost` is the first of its errors",
+        on=PROCESSES,
+        cases=_deaths(
+            lambda cause, alias: fault_tasks.die_at_first.using(backend=alias).enqueue(
+                cause
+            )
+        ),
+        expect=_succeeded_at_second,
+    ),
     "dies sending": Fault(
         cause=_DIES,
         moment="while it sends the outcome",
@@ -259,6 +316,75 @@ FAULTS = {
         sees="FAILED with `RecursionError`",
         cases={"calls": _enqueue(tasks.recurse_for_ever)},
         expect=partial(_failed, kind=RecursionError),
+    ),
+    "takes too long": Fault(
+        cause="The task takes longer than its time limit",
+        moment="while its function runs",
+        sees="FAILED with `TaskTimeout`; its process was killed",
+        on=PROCESSES,
+        cases={"function": _enqueue(fault_tasks.hang)},
+        expect=partial(_failed, kind=TaskTimeout),
+    ),
+    "takes too long to await": Fault(
+        cause="The task takes longer than its time limit",
+        moment="while its coroutine runs",
+        sees="FAILED with `TaskTimeout`; on threads the coroutine was cancelled, on "
+        "processes its process was killed",
+        cases={"coroutine": _enqueue(fault_tasks.async_hang)},
+        expect=partial(_failed, kind=TaskTimeout),
+    ),
+    "is cancelled": Fault(
+        cause="Somebody cancels the task",
+        moment="while its coroutine runs",
+        sees="FAILED with `TaskCancelled`; on threads the coroutine was cancelled, on "
+        "processes its process was killed",
+        cases={"coroutine": _cancel_running(tasks.async_hold)},
+        expect=partial(_failed, kind=TaskCancelled),
+    ),
+    "is cancelled in a process": Fault(
+        cause="Somebody cancels the task",
+        moment="while its function runs",
+        sees="FAILED with `TaskCancelled`; its process was killed",
+        on=PROCESSES,
+        cases={"function": _cancel_running(tasks.hold)},
+        expect=partial(_failed, kind=TaskCancelled),
+    ),
+    "is asked to stop": Fault(
+        cause="Somebody cancels the task",
+        moment="while its function runs, before a checkpoint",
+        sees="FAILED with `TaskCancelled`",
+        on=THREADS,
+        cases={"checkpoint": _cancel_running(fault_tasks.stop_when_asked)},
+        expect=partial(_failed, kind=TaskCancelled),
+    ),
+    "is asked in vain": Fault(
+        cause="Somebody cancels the task",
+        moment="while its function runs, which never looks whether it should stop",
+        sees="SUCCESSFUL: a thread cannot be stopped",
+        on=THREADS,
+        cases={"function": _cancel_running(tasks.hold)},
+        expect=_succeeded,
+    ),
+    "has a wrong backoff": Fault(
+        cause="The task fails, and its backoff raises, or answers what is no number of "
+        "seconds",
+        moment="after an attempt",
+        sees="FAILED with both errors: it is not tried again",
+        cases={
+            "ZeroDivisionError": _enqueue(fault_tasks.fail_with_raising_backoff),
+            "TypeError": _enqueue(fault_tasks.fail_with_backoff_that_answers_nonsense),
+        },
+        expect=_not_tried_again,
+    ),
+    "has metadata that is not JSON": Fault(
+        cause="The metadata is not JSON",
+        moment="when the task saves it, or at its end",
+        sees="FAILED with `TypeError`; what was saved before stays",
+        cases={
+            "saved": _enqueue(fault_tasks.have_metadata_that_is_not_json, True),
+            "left": _enqueue(fault_tasks.have_metadata_that_is_not_json, False),
+        },
+        expect=_metadata_refused,
     ),
     "takes too much memory": Fault(
         cause="The task wants more memory than its process may have",
