@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "what-can-go-wrong.md"
-_BEGIN = "<!-- faults: written by python -m tests.faults -->"
-_END = "<!-- end of faults -->"
 
 if __name__ == "__main__":
     import django
@@ -37,6 +35,7 @@ from django_tasks_local import (  # noqa: E402
 from . import fault_tasks, tasks  # noqa: E402
 from .gates import LONG_S, Gate  # noqa: E402
 from .leftovers import wait_until_gone  # noqa: E402
+from .tables import as_table, with_table  # noqa: E402
 
 type Handle = LocalTaskResult[Any]
 type Provoke = Callable[[str], Handle]
@@ -143,7 +142,7 @@ def _arrived(handle: Handle, case: str) -> None:
     assert handle.return_value == "x" * 50_000_000
 
 
-def _cancel_running(task: "LocalTask[[int], Any]") -> Provoke:
+def _cancel_running(task: "LocalTask[..., Any]") -> Provoke:
     def provoke(alias: str) -> Handle:
         with Gate() as gate:
             handle = task.using(backend=alias).enqueue(gate.port)
@@ -464,27 +463,20 @@ FAULTS = {
 
 def as_markdown() -> str:
     """The table as the documentation has it."""
-    lines = [
-        "| What | When | On | What you see of its task |",
-        "| --- | --- | --- | --- |",
-    ]
+    rows: list[list[str]] = []
     told = ""
     for fault in FAULTS.values():
         cause = "" if fault.cause == told else fault.cause
         told = fault.cause
         on = " and ".join(_HOW[alias] for alias in fault.on)
-        lines.append(f"| {cause} | {fault.moment} | {on} | {fault.sees} |")
-    return "\n".join(lines)
+        rows.append([cause, fault.moment, on, fault.sees])
+    return as_table(["What", "When", "On", "What you see of its task"], rows)
 
 
-def with_table(text: str) -> str:
-    """A page's text with the table between its marks."""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    assert begin, f"no {_BEGIN}"
-    assert end, f"no {_END}"
-    return f"{before}{begin}\n\n{as_markdown()}\n\n{end}{after}"
+def with_faults(text: str) -> str:
+    """The page's text with the table as it should be."""
+    return with_table(text, as_markdown(), name="faults")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))
+    PAGE.write_text(with_faults(PAGE.read_text()))

@@ -3,7 +3,7 @@
 import pytest
 
 from .conftest import Configure
-from .faults import FAULTS, PAGE, Fault, Provoke, with_table
+from .faults import FAULTS, PAGE, Fault, Provoke, with_faults
 from .gates import LONG_S, Gate
 from .tasks import add, hold
 
@@ -41,4 +41,4 @@ def test_a_fault_is_told_and_harms_nobody_else(
 
 def test_the_documentation_tells_them_all() -> None:
     text = PAGE.read_text()
-    assert with_table(text) == text
+    assert with_faults(text) == text
