@@ -1,4 +1,4 @@
-"""What a start and an outcome make of a record."""
+"""What a start, an outcome and whatever else happens to a task make of its record."""
 
 import pickle
 from typing import Any
@@ -13,12 +13,16 @@ from django_tasks_local.records import (
     Outcome,
     Record,
     TaskSpec,
+    apply_cancel,
+    apply_cancel_request,
+    apply_metadata,
     apply_outcome,
     apply_start,
 )
 
 TIMES = st.floats(0, 4e9)
 ERRORS = st.builds(ErrorRecord, st.text(), st.text())
+ERROR_TUPLES = st.lists(ERRORS, max_size=3).map(tuple)
 RECORDS = st.builds(
     Record,
     id=st.uuids().map(str),
@@ -35,7 +39,7 @@ RECORDS = st.builds(
     last_attempted_at=st.none() | TIMES,
     finished_at=st.none(),
     value=st.none(),
-    errors=st.lists(ERRORS, max_size=3).map(tuple),
+    errors=ERROR_TUPLES,
     worker_ids=st.lists(st.text(), max_size=3).map(tuple),
     metadata=st.text(),
     due_at=st.none() | TIMES,
@@ -104,33 +108,117 @@ def test_error_makes_a_task_failed(
 
 
 @settings(deadline=None)
-@given(RECORDS, ERRORS, st.lists(ERRORS, max_size=2).map(tuple), TIMES, TIMES)
-def test_error_with_a_delay_makes_a_task_ready_again(
-    before: Record,
-    error: ErrorRecord,
-    further: tuple[ErrorRecord, ...],
-    at: float,
-    delay_s: float,
+@given(RECORDS, ERRORS, TIMES, st.floats(0, 1e9))
+def test_error_with_another_attempt_makes_a_task_ready(
+    before: Record, error: ErrorRecord, at: float, retry_after_s: float
 ) -> None:
-    outcome = Outcome(
-        before.id, at, error=error, retry_after_s=delay_s, further_errors=further
-    )
+    before = before._replace(status=TaskResultStatus.RUNNING)
+    outcome = Outcome(before.id, at, error=error, retry_after_s=retry_after_s)
     after = apply_outcome(before, outcome)
 
+    assert not after.is_finished
     assert after.status is TaskResultStatus.READY
-    assert after.due_at == at + delay_s
-    assert after.errors == (*before.errors, error, *further)
+    assert after.due_at == at + retry_after_s
+    assert after.errors == (*before.errors, error)
+    # What the attempts were stays, and their number with it.
     assert changes(before, after).keys() <= {"status", "due_at", "errors"}
 
 
 @settings(deadline=None)
-@given(RECORDS, st.text(), st.text(), TIMES)
-def test_metadata_that_an_attempt_leaves_takes_the_place_of_the_last(
-    before: Record, value: str, metadata: str, at: float
+@given(RECORDS, ERRORS, ERROR_TUPLES, TIMES, st.none() | st.floats(0, 1e9))
+def test_further_errors_come_after_the_attempts_own(
+    before: Record,
+    error: ErrorRecord,
+    further: tuple[ErrorRecord, ...],
+    at: float,
+    retry_after_s: float | None,
 ) -> None:
-    after = apply_outcome(before, Outcome(before.id, at, value, metadata=metadata))
+    outcome = Outcome(
+        before.id,
+        at,
+        error=error,
+        retry_after_s=retry_after_s,
+        further_errors=further,
+    )
+    after = apply_outcome(before, outcome)
+
+    assert after.errors == (*before.errors, error, *further)
+    assert after.is_finished is (retry_after_s is None)
+
+
+@settings(deadline=None)
+@given(RECORDS, st.text(), st.none() | ERRORS, st.text(), TIMES)
+def test_outcome_brings_the_metadata_of_the_end(
+    before: Record,
+    value: str,
+    error: ErrorRecord | None,
+    metadata: str,
+    at: float,
+) -> None:
+    outcome = Outcome(before.id, at, None if error else value, error)
+
+    kept = apply_outcome(before, outcome)
+    assert kept.metadata == before.metadata
+    after = apply_outcome(before, outcome._replace(metadata=metadata))
+    assert after == kept._replace(metadata=metadata)
+
+
+@settings(deadline=None)
+@given(RECORDS, ERRORS, TIMES)
+def test_cancelling_fails_a_task_that_waits(
+    before: Record, error: ErrorRecord, at: float
+) -> None:
+    before = before._replace(status=TaskResultStatus.READY)
+    after = apply_cancel(before, error, at=at)
+
+    assert after.is_finished
+    assert changes(before, after) == {
+        "status": TaskResultStatus.FAILED,
+        "finished_at": at,
+        "errors": (*before.errors, error),
+    }
+
+
+@settings(deadline=None)
+@given(RECORDS)
+def test_request_to_stop_changes_nothing_else(before: Record) -> None:
+    before = before._replace(is_cancel_requested=False)
+    after = apply_cancel_request(before)
+
+    assert changes(before, after) == {"is_cancel_requested": True}
+    # It stays, whatever comes.
+    assert apply_start(after, worker_id="worker", at=1.0).is_cancel_requested
+    assert apply_outcome(after, Outcome(after.id, 1.0, "1")).is_cancel_requested
+    again = apply_cancel_request(after)
+    assert changes(after, again) == {}
+
+
+@settings(deadline=None)
+@given(RECORDS, st.text())
+def test_metadata_changes_nothing_else(before: Record, metadata: str) -> None:
+    after = apply_metadata(before, metadata)
 
     assert after.metadata == metadata
+    assert changes(before, after).keys() <= {"metadata"}
+
+
+@settings(deadline=None)
+@given(RECORDS, st.lists(st.tuples(st.text(), ERRORS), max_size=4))
+def test_record_of_several_attempts_has_all_of_them(
+    before: Record, attempts: list[tuple[str, ErrorRecord]]
+) -> None:
+    before = before._replace(started_at=None, status=TaskResultStatus.READY)
+    record = before
+    for number, (worker_id, error) in enumerate(attempts):
+        record = apply_start(record, worker_id=worker_id, at=100.0 + number)
+        outcome = Outcome(record.id, 200.0 + number, error=error, retry_after_s=1.0)
+        record = apply_outcome(record, outcome)
+
+    assert record.worker_ids == (*before.worker_ids, *(each[0] for each in attempts))
+    assert record.errors == (*before.errors, *(each[1] for each in attempts))
+    assert record.revision == before.revision + 2 * len(attempts)
+    assert record.started_at == (100.0 if attempts else None)
+    assert not record.is_finished
 
 
 @settings(deadline=None)
