@@ -20,6 +20,7 @@ from .checks import as_check_messages, as_exception
 from .context import current_result_id, is_running, parent_link
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
+from .interruption import out_of_reach
 from .options import (
     Finding,
     LocalOptions,
@@ -260,11 +261,12 @@ class FuturesBackend(BaseTaskBackend):
             record = link.request(GetRequest(self.alias, result_id))
             assert isinstance(record, Record)  # as the parent answers that
             return handle_of(record)
-        if is_running(self.alias):  # perhaps since before the settings changed
-            unfinished = find_unfinished(self.alias, result_id)
-            if unfinished is not None:
-                return unfinished
-        return self.state.get_result(result_id)
+        with out_of_reach:
+            if is_running(self.alias):  # perhaps since before the settings changed
+                unfinished = find_unfinished(self.alias, result_id)
+                if unfinished is not None:
+                    return unfinished
+            return self.state.get_result(result_id)
 
     @override
     async def aget_result(self, result_id: str) -> LocalTaskResult[Any]:
@@ -315,7 +317,8 @@ class FuturesBackend(BaseTaskBackend):
         spec = task_spec(task)
         while True:
             try:
-                return self.state.enqueue(task, spec, calls)
+                with out_of_reach:
+                    return self.state.enqueue(task, spec, calls)
             except Retired:
                 continue  # the settings have just changed: the alias begins anew
 
@@ -329,7 +332,8 @@ class FuturesBackend(BaseTaskBackend):
         spec = task_spec(task)
         while True:
             try:
-                return await self.state.aenqueue(task, spec, calls)
+                with out_of_reach:
+                    return await self.state.aenqueue(task, spec, calls)
             except Retired:
                 continue  # as above
 
@@ -352,7 +356,8 @@ class FuturesBackend(BaseTaskBackend):
         link = parent_link()
         if link is not None:
             return bool(link.request(CancelRequest(self.alias, result_id)))
-        return cancel(self.alias, result_id)
+        with out_of_reach:
+            return cancel(self.alias, result_id)
 
 
 def _no_state() -> None:

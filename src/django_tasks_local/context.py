@@ -13,6 +13,7 @@ from django.tasks.base import TaskContext
 
 from .errors import TaskCancelled
 from .identity import this_process
+from .interruption import out_of_reach
 from .json_text import decode_value, encode_metadata
 from .progress import METADATA_KEY, ProgressWriter, check_progress
 
@@ -125,7 +126,8 @@ class LocalTaskContext(_TaskContext):
         Raises TypeError or ValueError where `done`, or a `total`, is no finite number.
         """
         progress = self._note_progress(done, total, message)
-        self._find_writer().report(progress)
+        with out_of_reach:
+            self._find_writer().report(progress)
         self.checkpoint()
 
     async def areport_progress(
@@ -159,7 +161,8 @@ class LocalTaskContext(_TaskContext):
     def _save(self, text: str) -> None:
         host = self._find_host()
         if host is not None:
-            host.save_metadata(self.task_result.id, text, attempt=self.attempt)
+            with out_of_reach:
+                host.save_metadata(self.task_result.id, text, attempt=self.attempt)
         object.__setattr__(self, "_saved", decode_value(text))
 
     def _decode_saved(self) -> dict[str, Any]:
@@ -269,12 +272,14 @@ def lending_slot(*, group: int | None = None) -> Generator[Callable[[], None]]:
             return
         lender.host.reclaim_slot(lender.result_id, group=group)
 
-    for lender in loans:
-        lender.host.lend_slot(lender.result_id, group=group)
     try:
+        with out_of_reach:
+            for lender in loans:
+                lender.host.lend_slot(lender.result_id, group=group)
         yield reclaim
     finally:
-        reclaim()
+        with out_of_reach:
+            reclaim()
 
 
 _parent_link: "ParentLink | None" = None

@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 from .errors import TaskCancelled, TaskTimeout
 from .records import Interruption
 
-__all__ = ["InterruptibleCall", "stop_error"]
+__all__ = ["InterruptibleCall", "out_of_reach", "stop_error"]
 
 
 def stop_error(reason: Interruption, /, *, timeout_s: float | None) -> BaseException:
@@ -39,6 +39,8 @@ class InterruptibleCall:
         self._lock = threading.Lock()
         self._reason: Interruption | None = None
         self._stop: Callable[[], None] | None = None
+        self._times_out_of_reach = 0
+        self._is_overdue = False
         self.is_struck = False
         """An exception was raised into the thread from outside."""
 
@@ -114,8 +116,12 @@ class InterruptibleCall:
 
         def strike() -> None:
             self.is_struck = True
-            _set_async_exception(thread_id, TaskTimeout)
+            if self._times_out_of_reach:
+                self._is_overdue = True
+            else:
+                _set_async_exception(thread_id, TaskTimeout)
 
+        _here.call = self
         try:
             self._let_strike(strike)
             try:
@@ -130,12 +136,58 @@ class InterruptibleCall:
                 reason = Interruption.TIMEOUT
                 err.args = stop_error(reason, timeout_s=self._timeout_s).args
             raise
+        finally:
+            _here.call = None
+
+    def leave_reach(self) -> None:
+        """From now on it is not struck. What is on its way already comes first."""
+        with self._lock:
+            self._times_out_of_reach += 1
+
+    def come_back(self) -> None:
+        """The other way; raises what should have been raised meanwhile."""
+        with self._lock:
+            self._times_out_of_reach -= 1
+            if not self._is_overdue or self._times_out_of_reach:
+                return
+            self._is_overdue = False
+        raise stop_error(Interruption.TIMEOUT, timeout_s=self._timeout_s)
 
     def _let_strike(self, strike: Callable[[], None] | None) -> None:
         with self._lock:  # past this an exception is on its way, or none will come
             self._stop = strike
             if strike is not None and self._reason is not None:
                 raise stop_error(self._reason, timeout_s=self._timeout_s)
+
+
+class _Here(threading.local):
+    call: InterruptibleCall | None = None
+    """The function's, that runs on this thread and may be struck."""
+
+
+_here = _Here()
+
+
+class _OutOfReach:
+    """For ``with``: what an alias shares must not be left half-changed.
+
+    A function that asks the alias for something runs our code on its own thread. An
+    exception that should be raised there meanwhile is raised at the end.
+    """
+
+    def __enter__(self) -> None:
+        call = _here.call
+        if call is not None:
+            call.leave_reach()
+
+    def __exit__(self, *_: object) -> None:
+        call = _here.call
+        if call is not None:
+            call.come_back()
+
+
+out_of_reach = _OutOfReach()
+"""Has no effect but where a function that may be struck runs."""
 
 
 def _set_async_exception(thread_id: int, error: type[BaseException] | None) -> None:
