@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Never
 
@@ -132,10 +133,8 @@ async def async_hold_at_the_end(port: int) -> None:
 
 @task
 async def swallow_cancellation(port: int, value: str) -> str:
-    try:
+    with suppress(asyncio.CancelledError):
         await apass_gate(port, "inside")
-    except asyncio.CancelledError:
-        pass
     return value
 
 

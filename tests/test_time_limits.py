@@ -75,7 +75,9 @@ def hasty_switches() -> Iterator[None]:
 
 
 def assert_timed_out(handle: LocalTaskResult[Any], seconds: float) -> None:
-    with pytest.raises(TaskFailed, match=f"longer than its time limit of {seconds:g} s"):
+    with pytest.raises(
+        TaskFailed, match=f"longer than its time limit of {seconds:g} s"
+    ):
         handle.wait(LONG_S)
     assert handle.status is FAILED
     assert error_names(handle) == ["TaskTimeout"]
@@ -326,7 +328,7 @@ class TestEverywhere:
     def test_each_attempt_has_the_whole_time(
         self, task: LocalTask[[], None], where: str
     ) -> None:
-        twice = LocalTask(
+        twice: LocalTask[[], None] = LocalTask(
             priority=0,
             func=task.func,
             backend=where,

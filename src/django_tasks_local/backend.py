@@ -170,12 +170,13 @@ class FuturesBackend(BaseTaskBackend):
         factory = self._executor_factory()
         if is_async(function):
             return bool(getattr(factory, "can_stop_coroutines", False))
-        if (
-            factory is ThreadExecutor
-            and self.options.get("TIMEOUT_ON_THREADS") == "raise"
-        ):
+        if getattr(factory, "can_stop_functions", False):
             return True
-        return bool(getattr(factory, "can_stop_functions", False))
+        return (
+            self.options.get("TIMEOUT_ON_THREADS") == "raise"
+            and isinstance(factory, type)  # one's own knows nothing of that option
+            and issubclass(factory, ThreadExecutor)
+        )
 
     def _executor_factory(self) -> object:
         """What is known of it before all of the settings are looked at."""
