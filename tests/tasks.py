@@ -59,6 +59,16 @@ async def async_hold(port: int, name: object = "") -> object:
 
 
 @task(takes_context=True)
+def note_and_report(context: LocalTaskContext) -> dict[str, Any]:
+    context.metadata["noted"] = True
+    context.save_metadata()
+    metadata = {**context.metadata}
+    context.report_progress(1, 2)
+    context.checkpoint()
+    return metadata
+
+
+@task(takes_context=True)
 def describe_context(context: LocalTaskContext, port: int | None = None) -> list[Any]:
     if port is not None:
         pass_gate(port)

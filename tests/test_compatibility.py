@@ -19,7 +19,7 @@ from django_tasks_local import LocalTask, LocalTaskResult, TaskFailed, wait
 
 from .conftest import script_environ, write_files
 from .gates import LONG_S
-from .tasks import add, async_add, describe_context, fail
+from .tasks import add, async_add, describe_context, fail, note_and_report
 
 type Run = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Any]
 
@@ -225,6 +225,16 @@ class TestImmediateBackend:
         assert async_add.enqueue(2, 3).wait(0) == 5
         seen = describe_context.enqueue()
         assert seen.wait()[1:] == [1, seen.id, "RUNNING"]
+
+    def test_our_contexts_have_all_that_they_have_elsewhere(self) -> None:
+        noted = note_and_report.using(metadata={"given": 1}).enqueue()
+        assert noted.wait() == {"given": 1, "noted": True}
+
+    def test_tasks_that_take_a_context_can_be_called(self) -> None:
+        task = note_and_report.using(metadata={"given": 1})
+        # As one does in a test of the function alone.
+        assert task.call() == {"given": 1, "noted": True}
+        assert describe_context.call()[1] == 1
 
     def test_failures_are_raised_by_waiting(self) -> None:
         handle = fail.enqueue()

@@ -3,6 +3,7 @@
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.tasks import TaskResultStatus
@@ -140,6 +141,9 @@ class TestTimes:
         assert handle.cancel()
 
     def test_naive_times_are_refused_with_use_tz(self, alias: str) -> None:
+        soon: Any = timedelta(seconds=1)
+        with pytest.raises(InvalidTask, match="must be a datetime, got datetime.timed"):
+            add.using(run_after=soon)
         with pytest.raises(InvalidTask, match="run_after must be an aware datetime"):
             add.using(backend=alias, run_after=datetime.now())
 

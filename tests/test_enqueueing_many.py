@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import InvalidTask
 from django.tasks.signals import task_enqueued
+from django.test import override_settings
 
 from django_tasks_local import (
     LocalTask,
@@ -23,6 +25,7 @@ from .gates import LONG_S, Gate
 from .metadata_tasks import see_metadata
 from .noting_store import NotingStore, store_of
 from .tasks import NOT_JSON, add, echo_arguments, hold
+from .test_compatibility import DJANGOS
 from .watching_tasks import (
     enqueue_many_inner,
     enqueue_many_inner_async,
@@ -114,7 +117,40 @@ class TestStore:
         assert store_of("default").added == []
 
 
+class TestOfATask:
+    @pytest.mark.parametrize(
+        "backend", ["our own", "Immediate"], ids=["ours", "immediate"]
+    )
+    def test_go_to_its_own_backend(self, backend: str) -> None:
+        setting = {} if backend == "our own" else {"default": DJANGOS["Immediate"]}
+        with override_settings(TASKS={**settings.TASKS, **setting}):
+            for handles in (
+                add.enqueue_many(numbers(3)),
+                asyncio.run(add.aenqueue_many(numbers(3))),
+            ):
+                assert [handle.wait(LONG_S) for handle in handles] == [1, 2, 3]
+                assert {handle.backend for handle in handles} == {"default"}
+
+    def test_on_djangos_backends_are_all_looked_at_first(self) -> None:
+        with override_settings(TASKS={"default": DJANGOS["Dummy"]}):
+            backend: Any = task_backends["default"]
+            with pytest.raises(TypeError, match="must be JSON"):
+                add.enqueue_many([((1, 2), {}), ((object(),), {})])
+            assert backend.results == []
+
+
 class TestAllOrNone:
+    @pytest.mark.parametrize(
+        "call", ["ab", ["ab", "cd"], (1, {}), ([1],), ([1], {}, 1), None], ids=repr
+    )
+    def test_what_is_no_call_refuses_all(
+        self, many: Many, configure: Configure, call: Any
+    ) -> None:
+        configure("default", STORE=NotingStore)
+        with pytest.raises(TypeError, match=r"must be a pair \(args, kwargs\), got"):
+            many(add, [((1, 2), {}), call])
+        assert store_of("default").added == []
+
     @pytest.mark.parametrize("kind", NOT_JSON)
     def test_one_call_that_is_not_json_refuses_all(
         self, many: Many, configure: Configure, kind: str

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import pytest
 from django.core.checks import Error, run_checks
@@ -30,6 +30,18 @@ from django_tasks_local.stores.memory import MemoryStore
 from . import tasks
 
 not_callable = 3
+
+
+class _TakesNothing:
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+    @override
+    def __repr__(self) -> str:
+        return "takes_nothing"
+
+
+takes_nothing = _TakesNothing()
 
 
 def takes_too_much(options: object, extra: object) -> None:
@@ -223,9 +235,18 @@ WRONG = [
     pytest.param(
         {"OPTIONS": {"BACKOFF": "tests.test_options.not_callable"}},
         "E003",
-        f"{AT}['BACKOFF'] must be {A_BACKOFF}, got 3.",
+        f"{AT}['BACKOFF'] must be {A_BACKOFF}, got 3, which cannot be called with "
+        "(exception, task_result).",
         None,
         id="BACKOFF that cannot be called",
+    ),
+    pytest.param(
+        {"OPTIONS": {"BACKOFF": "tests.test_options.takes_nothing"}},
+        "E003",
+        f"{AT}['BACKOFF'] must be {A_BACKOFF}, got {takes_nothing!r}, which cannot be "
+        "called with (exception, task_result).",
+        None,
+        id="BACKOFF that was not called",
     ),
     pytest.param(
         {"MAX_ATTEMPTS": 3},

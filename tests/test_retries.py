@@ -16,7 +16,7 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.test import override_settings
 
 from django_tasks_local import LocalTask, LocalTaskResult, TaskFailed, task
-from django_tasks_local.backoff import fixed
+from django_tasks_local.backoff import exponential, fixed
 from django_tasks_local.state import shutdown_executor
 
 from . import retry_tasks
@@ -67,6 +67,9 @@ def join_first_attempt(handle: LocalTaskResult[Any]) -> LocalTaskResult[Any]:
 @pytest.fixture
 def noted(tmp_path: Path) -> Path:
     return tmp_path / "notes"
+
+
+BACKOFF = "a callable that takes (exception, task_result)"
 
 
 class TestAttempts:
@@ -375,9 +378,10 @@ class TestDefinitions:
                 for value in (0, -1, 1.5, "3", True, float("inf"))
             ],
             *[
-                pytest.param("backoff", value, "a callable", id=f"backoff-{value!r}")
+                pytest.param("backoff", value, BACKOFF, id=f"backoff-{value!r}")
                 for value in (5, 0.0, "linear", True, [1])
             ],
+            pytest.param("backoff", exponential, BACKOFF, id="backoff-not-called"),
         ],
     )
     def test_that_are_wrong_are_refused(

@@ -87,6 +87,8 @@ def watching_in_sync_code() -> None:
         assert_type(seen.progress, Progress | None)
     for done in as_completed([handle, count.enqueue("b")], timeout=5):
         assert_type(done, LocalTaskResult[int])
+    for other in as_completed([handle, name.enqueue("b")]):
+        assert_type(other, LocalTaskResult[Any])
     for found in as_completed([of_django.enqueue("a")]):
         assert_type(found, LocalTaskResult[int])
     with closing(handle.watch_sync()) as watch:
@@ -164,7 +166,7 @@ async def wrong() -> None:
     text: str = handle.wait()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     text = await handle  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     await wait("id")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    as_completed(handle)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    as_completed(handle)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     list(handle.watch())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     # Only this library's handles can be awaited.
     await of_django.enqueue("a")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]

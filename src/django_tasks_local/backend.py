@@ -40,7 +40,7 @@ from .state import (
     settings_generation,
     shutdown_executor,
 )
-from .tasks import LocalTask, arguments_text, metadata_text, task_spec
+from .tasks import LocalTask, arguments_text, as_arguments, metadata_text, task_spec
 from .times import to_timestamp
 from .worker import is_async
 
@@ -305,7 +305,7 @@ class FuturesBackend(BaseTaskBackend):
         calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
     ) -> list[str]:
         self._check_task(task)
-        return [arguments_text(task, args, kwargs) for args, kwargs in calls]
+        return [arguments_text(task, *as_arguments(call)) for call in calls]
 
     def _enqueue(
         self, task: "Task[..., Any]", calls: Sequence[str]

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 import anyio.to_thread
@@ -172,9 +172,17 @@ def _nothing() -> None:
     pass
 
 
+@overload
 def as_completed[R](
     results: "Iterable[TaskResult[..., R]]", timeout: float | None = None
-) -> Completed[R]:
+) -> Completed[R]: ...
+@overload
+def as_completed(
+    results: "Iterable[TaskResult[..., Any]]", timeout: float | None = None
+) -> Completed[Any]: ...
+def as_completed(
+    results: "Iterable[TaskResult[..., Any]]", timeout: float | None = None
+) -> Completed[Any]:
     """Give the handles of results as their tasks finish, those that did so first first.
 
     For ``for`` in sync code and ``async for`` under asyncio and trio. Each comes once,

@@ -35,6 +35,7 @@ __all__ = [
     "ThreadPoolOptions",
     "ThreadPoolSetting",
     "default_process_count",
+    "is_backoff",
     "is_count",
     "is_duration",
     "is_timeout",
@@ -230,6 +231,11 @@ def is_duration(value: object) -> TypeGuard[int | float]:
 def is_count(value: object) -> bool:
     """Whether it is an integer of at least 1."""
     return _is_whole(value, at_least=1)
+
+
+def is_backoff(value: object) -> bool:
+    """Whether it can be called with an exception and a task's result."""
+    return callable(value) and _takes(value, None, None)
 
 
 def is_timeout(value: object) -> bool:
@@ -522,10 +528,11 @@ def _import_backoff(alias: str, value: Any) -> Backoff | Finding:
             backoff = import_string(value)
         except Exception as err:  # as above
             return _not_importable(where, value, err)
-    if not callable(backoff):
+    if not is_backoff(backoff):
         return Finding(
             _WRONG_VALUE,
-            f"{where} must be {_KEYS['BACKOFF'].accepted}, got {backoff!r}.",
+            f"{where} must be {_KEYS['BACKOFF'].accepted}, got {backoff!r}, which "
+            "cannot be called with (exception, task_result).",
         )
     return cast("Backoff", backoff)  # of its parameters nothing is known here
 
@@ -553,12 +560,17 @@ def _not_importable(where: str, path: str, error: Exception) -> Finding:
 
 
 def _can_be_called(factory: Callable[..., object], keyword: str) -> bool:
+    return _takes(factory, None, **{keyword: None})
+
+
+def _takes(function: Callable[..., object], *args: object, **kwargs: object) -> bool:
+    """Whether a call with as many arguments, of these names, is no TypeError."""
     try:
-        signature = inspect.signature(factory)
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # not everything has one
         return True
     try:
-        signature.bind(None, **{keyword: None})
+        signature.bind(*args, **kwargs)
     except TypeError:
         return False
     return True

@@ -1,6 +1,7 @@
 """The handle: a Django `TaskResult` that can also be waited for and awaited."""
 
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast, override
 
@@ -8,6 +9,7 @@ import anyio
 from django.core.exceptions import SynchronousOnlyOperation
 from django.tasks import task_backends
 from django.tasks.base import Task, TaskError, TaskResult
+from django.tasks.exceptions import TaskResultDoesNotExist
 
 from .async_bridge import Completion, is_in_event_loop
 from .context import is_running_here, lending_slot, parent_link
@@ -218,22 +220,33 @@ class LocalTaskResult[R](_TaskResult[R]):
         again. False where it is finished, which changes nothing.
 
         With `wait`, blocks until the task is finished, and True means that it did end
-        as cancelled. Raises RuntimeError where a task waits so for itself,
-        NotImplementedError where its backend cannot cancel.
+        as cancelled. In any case the handle is brought up to date. Raises RuntimeError
+        where a task waits so for itself, SynchronousOnlyOperation where it would wait
+        on an event loop's thread, NotImplementedError where its backend cannot cancel.
         """
-        if self.is_finished or not self._backend_method("cancel", wait)(self.id):
-            return False
         if wait:
+            refuse_to_block("use 'await result.acancel(wait=True)'")
+        if self.is_finished:
+            return False
+        is_in_time: bool = self._backend_method("cancel", wait)(self.id)
+        if wait and is_in_time:
             self.join()
-        return not wait or is_cancelled(self._record)
+            return is_cancelled(self._record)
+        with suppress(TaskResultDoesNotExist):  # it may have been forgotten already
+            self.refresh()
+        return is_in_time
 
     async def acancel(self, *, wait: bool = False) -> bool:
         """As `cancel`, for coroutines."""
-        if self.is_finished or not await self._backend_method("acancel", wait)(self.id):
+        if self.is_finished:
             return False
-        if wait:
+        is_in_time: bool = await self._backend_method("acancel", wait)(self.id)
+        if wait and is_in_time:
             await self.ajoin()
-        return not wait or is_cancelled(self._record)
+            return is_cancelled(self._record)
+        with suppress(TaskResultDoesNotExist):  # as above
+            await self.arefresh()
+        return is_in_time
 
     def _backend_method(self, name: str, wait: bool) -> Callable[[str], Any]:
         if wait and is_running_here(self.id):

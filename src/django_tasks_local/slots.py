@@ -65,8 +65,9 @@ class Slots:
             if self._is_retired:
                 raise Retired
             if limit is not None and self._pending + len(jobs) > limit:
+                more = f", {len(jobs)} more would be," if len(jobs) > 1 else ","
                 raise QueueFull(
-                    f"{self._pending} tasks are waiting, and "
+                    f"{self._pending} tasks are waiting{more} and "
                     f"TASKS[{self._alias!r}]['OPTIONS']['MAX_PENDING'] is {limit}."
                 )
             self._pending += len(jobs)

@@ -1,6 +1,7 @@
 """The typed ``@task``, and the task that it makes."""
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,17 +26,19 @@ from django.tasks.base import (
 )
 from django.tasks.exceptions import InvalidTask
 
+from .async_bridge import Completion
 from .backoff import Backoff
 from .context import LocalTaskContext
+from .identity import new_result_id, this_process
 from .json_text import (
     decode_arguments,
     decode_value,
     encode_arguments,
     encode_metadata,
 )
-from .options import is_count, is_timeout
-from .records import NO_METADATA, TaskSpec
-from .results import LocalTaskResult, to_handle
+from .options import is_backoff, is_count, is_timeout
+from .records import NO_METADATA, Record, TaskSpec, apply_start
+from .results import LocalTaskResult, handle_of, to_handle
 from .task_registry import find_task, spec_of
 from .times import to_timestamp
 
@@ -49,7 +52,14 @@ else:
         __slots__ = ()
 
 
-__all__ = ["LocalTask", "arguments_text", "metadata_text", "task", "task_spec"]
+__all__ = [
+    "LocalTask",
+    "arguments_text",
+    "as_arguments",
+    "metadata_text",
+    "task",
+    "task_spec",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,13 @@ class LocalTask[**P, R](_Task[P, R]):
         object.__setattr__(self, "metadata_text", text)
         for name, value, accepted, is_right in (
             ("max_attempts", self.max_attempts, "an integer of at least 1", is_count),
-            ("backoff", self.backoff, "a callable", callable),
+            (
+                "backoff",
+                self.backoff,
+                "a callable that takes (exception, task_result)",
+                is_backoff,
+            ),
+            ("run_after", self.run_after, "a datetime", _is_datetime),
             ("timeout", self.timeout, "a number of seconds above 0", is_timeout),
         ):
             if value is not None and not is_right(value):
@@ -122,7 +138,7 @@ class LocalTask[**P, R](_Task[P, R]):
             "queue_name": queue_name,
             "run_after": run_after,
             "backend": backend,
-            "metadata": None if metadata is None else {**metadata},
+            "metadata": dict(metadata) if isinstance(metadata, Mapping) else metadata,
         }
         return replace(
             self,
@@ -172,6 +188,38 @@ class LocalTask[**P, R](_Task[P, R]):
 
         transaction.on_commit(enqueue, using=using)
 
+    def enqueue_many(
+        self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[LocalTaskResult[R]]:
+        """Enqueue the task once for each pair of `args` and `kwargs`, or not at all.
+
+        The handles come in the order of the calls. All arguments are looked at before
+        anything is stored, and the store is written to once; a backend of another
+        library, or of Django, is given one after the other. Raises as `enqueue`.
+        """
+        enqueue_many: Callable[..., list[LocalTaskResult[R]]] | None = getattr(
+            self.get_backend(), "enqueue_many", None
+        )
+        if enqueue_many is not None:
+            return enqueue_many(self, calls)
+        one: LocalTask[..., R] = cast("LocalTask[..., R]", self)
+        return [one.enqueue(*args, **kwargs) for args, kwargs in _checked(self, calls)]
+
+    async def aenqueue_many(
+        self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[LocalTaskResult[R]]:
+        """As `enqueue_many`, for coroutines."""
+        aenqueue_many: (
+            Callable[..., Coroutine[Any, Any, list[LocalTaskResult[R]]]] | None
+        ) = getattr(self.get_backend(), "aenqueue_many", None)
+        if aenqueue_many is not None:
+            return await aenqueue_many(self, calls)
+        one: LocalTask[..., R] = cast("LocalTask[..., R]", self)
+        return [
+            await one.aenqueue(*args, **kwargs)
+            for args, kwargs in _checked(self, calls)
+        ]
+
     @override
     def call(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, as Django's ImmediateBackend does."""
@@ -184,13 +232,35 @@ class LocalTask[**P, R](_Task[P, R]):
         return await super().acall(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
 
     def _with_context(self, args: tuple[object, ...]) -> tuple[object, ...]:
-        """The arguments, with a context that has all of ours in place of Django's."""
-        if self.takes_context and args and type(args[0]) is TaskContext:
+        """The arguments, with a context of ours before them where it takes one.
+
+        In place of Django's, or where there is none: in a test that calls the task.
+        """
+        if not self.takes_context or (args and isinstance(args[0], LocalTaskContext)):
+            return args
+        if args and isinstance(args[0], TaskContext):
             given = cast("TaskContext[..., Any]", args[0])
             context = LocalTaskContext(task_result=given.task_result)
-            context.metadata = decode_value(self.metadata_text)
-            return (context, *args[1:])
-        return args
+            args = args[1:]
+        else:
+            context = LocalTaskContext(task_result=self._called_here(args))
+        context.metadata = decode_value(self.metadata_text)
+        return (context, *args)
+
+    def _called_here(self, args: tuple[object, ...]) -> LocalTaskResult[R]:
+        now = time.time()
+        record = Record(
+            new_result_id(),
+            self.spec,
+            self.backend,
+            arguments_text(self, args, {}),
+            None,
+            this_process(),
+            now,
+            metadata=self.metadata_text,
+        )
+        started = apply_start(record, worker_id=this_process(), at=now)
+        return handle_of(started, waitable=Completion(started), task=self)
 
     @override
     def get_result(self, result_id: str) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
@@ -235,6 +305,31 @@ def task_spec(task: "Task[..., Any]", /) -> TaskSpec:
 def metadata_text(task: "Task[..., Any]", /) -> str:
     """The JSON text of what a task's results are given as metadata."""
     return task.metadata_text if isinstance(task, LocalTask) else NO_METADATA
+
+
+def _is_datetime(value: object) -> bool:
+    return isinstance(value, datetime)
+
+
+def as_arguments(call: object, /) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The `args` and `kwargs` of one of many calls. Raises TypeError for no such."""
+    # The casts say what `isinstance` cannot: nothing is known of a user's items yet.
+    if isinstance(call, list | tuple):
+        pair = tuple(cast("Sequence[object]", call))
+        if len(pair) == 2 and isinstance(pair[0], list | tuple):
+            args, kwargs = cast("tuple[Sequence[object], object]", pair)
+            if isinstance(kwargs, Mapping):
+                return args, cast("Mapping[str, object]", kwargs)
+    raise TypeError(f"A call must be a pair (args, kwargs), got {call!r}.")
+
+
+def _checked(
+    task: "Task[..., Any]", calls: Iterable[object]
+) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
+    checked = [as_arguments(call) for call in calls]
+    for args, kwargs in checked:
+        arguments_text(task, args, kwargs)
+    return checked
 
 
 def arguments_text(
