@@ -228,7 +228,12 @@ class LocalTaskResult[R](_TaskResult[R]):
             refuse_to_block("use 'await result.acancel(wait=True)'")
         if self.is_finished:
             return False
-        is_in_time: bool = self._backend_method("cancel", wait)(self.id)
+        cancel = self._backend_method("cancel", wait)
+        try:
+            is_in_time: bool = cancel(self.id)
+        except TaskResultDoesNotExist:
+            self.refresh()  # raises as well, unless it has ended and was forgotten
+            return False
         if wait and is_in_time:
             self.join()
             return is_cancelled(self._record)
@@ -240,7 +245,12 @@ class LocalTaskResult[R](_TaskResult[R]):
         """As `cancel`, for coroutines."""
         if self.is_finished:
             return False
-        is_in_time: bool = await self._backend_method("acancel", wait)(self.id)
+        acancel = self._backend_method("acancel", wait)
+        try:
+            is_in_time: bool = await acancel(self.id)
+        except TaskResultDoesNotExist:
+            await self.arefresh()  # as above
+            return False
         if wait and is_in_time:
             await self.ajoin()
             return is_cancelled(self._record)
