@@ -120,7 +120,7 @@ class Records:
                 record = other
             elif changed.is_finished:
                 return changed if job.decide() else None
-            elif not job.is_decided:
+            else:  # the task may have ended since, but with this saved before
                 job.see(changed)
                 return changed
         return None
@@ -136,7 +136,8 @@ class Records:
     def _save(self, job: Job, record: Record) -> Record | None:
         """The other record that is there now, where somebody was faster.
 
-        A store that fails, or has lost the record, has no say: the task goes on.
+        A store that fails, or has lost the record, has no say: the task goes on. Where
+        it has ended meanwhile, the record that was not saved.
         """
         try:
             if self._store.save([record])[0]:
@@ -149,14 +150,15 @@ class Records:
                 record.id,
                 record.status,
             )
-            return None
+            return record if job.is_decided else None
         if other is not None and other.revision >= record.revision:
             return other
-        if not job.is_decided:  # or it may have been forgotten already
-            log_error(
-                "TASKS[%r]: the store refused to save result %s as %s",
-                self._alias,
-                record.id,
-                record.status,
-            )
+        if job.is_decided:  # it may have been forgotten already
+            return record
+        log_error(
+            "TASKS[%r]: the store refused to save result %s as %s",
+            self._alias,
+            record.id,
+            record.status,
+        )
         return None
