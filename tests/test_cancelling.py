@@ -1,6 +1,7 @@
 """Tasks are cancelled, wherever they are on their way; against their end one wins."""
 
 import asyncio
+import random
 import sys
 import threading
 from collections import Counter
@@ -668,12 +669,18 @@ class TestRaces:
             (fail_until, (99,)),
             (work, (300,)),
         ]
+        are_up = [hold.using(backend=alias).enqueue(gate.port) for _ in range(2)]
+        for visitor in [gate.next_visitor() for _ in are_up]:
+            visitor.let_go()
         with ThreadPoolExecutor(4) as cancelling, ThreadPoolExecutor(8) as waiting:
             races: list[tuple[LocalTaskResult[Any], Any, Any]] = []
             for task, args in calls * {"default": 40, "cpu": 8}[alias]:
                 handle = task.using(backend=alias).enqueue(*args)
                 waiter = waiting.submit(outcome_for, copy(handle))
-                canceller = cancelling.submit(copy(handle).cancel, wait=wait)
+                previous = races[-1][0] if races else handle
+                canceller = cancelling.submit(
+                    cancel_at_any_time, copy(handle), copy(previous), wait=wait
+                )
                 races.append((handle, waiter, canceller))
             seen = Counter(
                 assert_agreed(handle, waiter.result(LONG_S), ends)
@@ -707,6 +714,21 @@ class TestRaces:
                 assert_cancelled(pending, ends)
         visitor.let_go()
         assert first.wait(LONG_S) == "first"
+
+
+def cancel_at_any_time(
+    handle: LocalTaskResult[Any], previous: LocalTaskResult[Any], *, wait: bool
+) -> bool:
+    """Cancel a task at once, as it begins, or as the one before it ends."""
+    match random.randrange(5):
+        case 0:
+            pass
+        case 1 | 2:
+            next(each for each in handle.watch_sync() if each.status is not READY)
+        case _:
+            if previous != handle:
+                previous.join(LONG_S)
+    return handle.cancel(wait=wait)
 
 
 def assert_agreed(handle: LocalTaskResult[Any], seen: str, ends: Ends) -> str:
