@@ -142,7 +142,7 @@ class TestTimes:
 
     def test_naive_times_are_refused_with_use_tz(self, alias: str) -> None:
         soon: Any = timedelta(seconds=1)
-        with pytest.raises(InvalidTask, match="must be a datetime, got datetime.timed"):
+        with pytest.raises(InvalidTask, match="must be a datetime, got"):
             add.using(run_after=soon)
         with pytest.raises(InvalidTask, match="run_after must be an aware datetime"):
             add.using(backend=alias, run_after=datetime.now())

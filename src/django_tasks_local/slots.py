@@ -106,9 +106,10 @@ class Slots:
         """A task that has got a slot could not be handed over."""
         with self._lock:
             self._free_slot(job)
-            job.has_place = True
-            self._pending += 1
-            self._put(job)
+            if not job.is_decided:
+                job.has_place = True
+                self._pending += 1
+                self._put(job)
 
     def drop(self, job: Job, /) -> None:
         """A task is not to run any more: `forget` and `settle` are to come.
