@@ -1,6 +1,7 @@
 """What a task sees: its result's id, its context, and the slot it runs on."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -57,9 +58,10 @@ class LocalTaskContext(_TaskContext):
     told to itself.
     """
 
-    __slots__ = ("_host", "_metadata", "_saved", "_writer")
+    __slots__ = ("_host", "_metadata", "_order", "_saved", "_writer")
 
     _host: "TaskHost"
+    _order: threading.Lock
     _metadata: dict[str, Any]
     _saved: dict[str, Any]
     _writer: ProgressWriter
@@ -106,13 +108,14 @@ class LocalTaskContext(_TaskContext):
         Raises TypeError where it is no dict of JSON, and then saves nothing;
         RuntimeError where the attempt has ended.
         """
-        self._save(encode_metadata(self.metadata))
+        text = encode_metadata(self.metadata)
+        self._save(lambda: text)
         self.checkpoint()
 
     async def asave_metadata(self) -> None:
         """As `save_metadata`, on an event loop."""
         text = encode_metadata(self.metadata)
-        await self._without_blocking(self._save, text)
+        await self._without_blocking(self._save, lambda: text)
         self.checkpoint()
 
     def report_progress(
@@ -143,12 +146,15 @@ class LocalTaskContext(_TaskContext):
     ) -> dict[str, Any]:
         check_progress(done, total, message)
         progress = {"done": done, "total": total, "message": message, "at": time.time()}
+        encode_metadata({METADATA_KEY: progress})  # or it would be found out too late
         self.metadata[METADATA_KEY] = progress
         return progress
 
     def _write_progress(self, progress: dict[str, Any]) -> None:
         # What else the task has changed is saved when it says so.
-        self._save(encode_metadata({**self._decode_saved(), METADATA_KEY: progress}))
+        self._save(
+            lambda: encode_metadata({**self._decode_saved(), METADATA_KEY: progress})
+        )
 
     def _find_writer(self) -> ProgressWriter:
         try:
@@ -158,11 +164,17 @@ class LocalTaskContext(_TaskContext):
             object.__setattr__(self, "_writer", writer)
             return writer
 
-    def _save(self, text: str) -> None:
+    def _save(self, compose: Callable[[], str]) -> None:
         host = self._find_host()
-        if host is not None:
-            with out_of_reach:
-                host.save_metadata(self.task_result.id, text, attempt=self.attempt)
+        if host is None:
+            self._note_saved(compose())
+            return
+        with out_of_reach, self._order:  # or an older one could come after a newer
+            text = compose()
+            host.save_metadata(self.task_result.id, text, attempt=self.attempt)
+            self._note_saved(text)
+
+    def _note_saved(self, text: str) -> None:
         object.__setattr__(self, "_saved", decode_value(text))
 
     def _decode_saved(self) -> dict[str, Any]:
@@ -188,6 +200,7 @@ def open_context(result: "TaskResult[..., Any]", host: "TaskHost") -> LocalTaskC
     """The context of an attempt that is about to run."""
     context = LocalTaskContext(task_result=result)
     object.__setattr__(context, "_host", host)
+    object.__setattr__(context, "_order", threading.Lock())
     return context
 
 

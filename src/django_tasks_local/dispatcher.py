@@ -123,11 +123,13 @@ class Dispatcher(WorkerHost):
     def push(self, jobs: Sequence[Job], /) -> None:
         """Put admitted tasks, which are stored now, into their places."""
         due: list[Job] = []
+        late: list[Job] = []
         wait_s = None
         try:
-            wait_s = self._slots.push(jobs, due)
+            wait_s = self._slots.push(jobs, due, late)
         finally:  # also when Ctrl-C comes just now
             self._submit(due)
+        self._fail(late, _NOT_DUE)
         if wait_s is not None:
             self._timer.wake_in(wait_s)
 
@@ -144,8 +146,8 @@ class Dispatcher(WorkerHost):
             self._tell_end(job, record)
             if self._slots.settle():
                 self._close()
-        elif self._executor is not None:
-            self._executor.interrupt(
+        else:
+            self._interrupt(
                 record.id, attempt=len(record.worker_ids), reason=Interruption.CANCEL
             )
         return True
@@ -217,8 +219,7 @@ class Dispatcher(WorkerHost):
         self._send(task_started, job, record)
         timeout_s = job.timeout_s(self._options)
         if timeout_s is not None:
-            self._slots.set_deadline(job, timeout_s)
-            self._timer.wake_in(timeout_s)
+            self._timer.wake_in(self._slots.set_deadline(job, timeout_s))
         return record
 
     @override
@@ -285,13 +286,23 @@ class Dispatcher(WorkerHost):
         """Start what is due, and stop what takes too long (the timer's)."""
         due: list[Job] = []
         overdue, next_s = self._slots.ring(due)
-        if self._executor is not None:
+        try:
             for job, attempt in overdue:
-                self._executor.interrupt(
+                self._interrupt(
                     job.record.id, attempt=attempt, reason=Interruption.TIMEOUT
                 )
-        self._submit(due)
+        finally:
+            self._submit(due)
         return next_s
+
+    def _interrupt(self, result_id: str, *, attempt: int, reason: Interruption) -> None:
+        if self._executor is not None:
+            try:
+                self._executor.interrupt(result_id, attempt=attempt, reason=reason)
+            except Exception:  # an executor's that does not keep its promise
+                log_exception(
+                    "TASKS[%r]: %s could not be stopped", self._alias, result_id
+                )
 
     def _submit(self, due: list[Job]) -> None:
         """Hand tasks that have slots to the executor, and what comes of that."""
@@ -379,6 +390,12 @@ class Dispatcher(WorkerHost):
             record = self._records.change(job, partial(_ended, outcome=outcome))
             if record is not None and record.is_finished:
                 self._tell_end(job, record)
+        except Exception as err:  # a store's that raises what it should not
+            log_exception("TASKS[%r]: no end of %s", self._alias, job.record.id)
+            if job.decide():
+                reason = f"Its end could not be recorded: {type(err).__name__}."
+                lost = lost_outcome(job.record.id, reason)
+                self._tell_end(job, apply_outcome(job.record, lost))
         finally:  # whatever happens, nobody waits for ever
             if record is None or record.is_finished:
                 if self._slots.free(job, due):
@@ -390,10 +407,12 @@ class Dispatcher(WorkerHost):
         late: list[Job] = []
         if job.spare_context is not None:
             job.context, job.spare_context = job.spare_context, None
-        wait_s = self._slots.free_for_another(job, due, late)
+        wait_s, is_done = self._slots.free_for_another(job, due, late)
         if wait_s is not None:
             self._timer.wake_in(wait_s)
         self._fail(late, _NOT_DUE)
+        if is_done:
+            self._close()
 
     def _with_backoff(self, job: Job, outcome: Outcome) -> Outcome:
         """The outcome, once its task's backoff has been asked if it has to be.
@@ -412,9 +431,12 @@ class Dispatcher(WorkerHost):
         backoff = job.backoff(self._options, attempts=len(record.worker_ids))
         if backoff is None or error.exception_class_path == _CANCELLED[0]:
             return outcome
-        return job.context.run(
-            ask_backoff, backoff, _as_exception(record, error), record, outcome
-        )
+
+        def ask() -> Outcome:
+            enter_task(self, record.id, self._alias)
+            return ask_backoff(backoff, _as_exception(record, error), record, outcome)
+
+        return job.context.run(ask)
 
     def _tell_end(self, job: Job, record: Record) -> None:
         """A task is finished, as its store knows: tell everybody else."""

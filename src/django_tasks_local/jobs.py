@@ -133,6 +133,13 @@ class Records:
             except Exception:  # a store's; the next task's end tries again
                 log_exception("TASKS[%r]: old results stay in the store", self._alias)
 
+    def _save_anew(self, record: Record, other: Record) -> bool:
+        """Save what a store that has failed before has missed."""
+        try:
+            return self._store.save([record._replace(revision=other.revision + 1)])[0]
+        except Exception:  # a store's
+            return False
+
     def _save(self, job: Job, record: Record) -> Record | None:
         """The other record that is there now, where somebody was faster.
 
@@ -153,6 +160,8 @@ class Records:
             return record if job.is_decided else None
         if other is not None and other.revision >= record.revision:
             return other
+        if other is not None and self._save_anew(record, other):
+            return None
         if job.is_decided:  # it may have been forgotten already
             return record
         log_error(

@@ -5,7 +5,6 @@ wrong becomes a `Finding`, which `manage.py check` shows and an enqueue raises.
 """
 
 import inspect
-import math
 import os
 import sys
 import threading
@@ -224,7 +223,7 @@ def is_duration(value: object) -> TypeGuard[int | float]:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and 0 <= value < math.inf
+        and 0 <= value <= sys.float_info.max
     )
 
 

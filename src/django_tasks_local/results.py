@@ -16,6 +16,7 @@ from .context import is_running_here, lending_slot, parent_link
 from .errors import TaskCancelled, TaskFailed, path_of
 from .foreign_results import ForeignResult, aget_result, record_of_foreign
 from .identity import this_process
+from .interruption import out_of_reach
 from .json_text import decode_arguments, decode_value
 from .progress import METADATA_KEY, Progress, as_progress
 from .protocols import Waitable
@@ -261,7 +262,8 @@ class LocalTaskResult[R](_TaskResult[R]):
     def _backend_method(self, name: str, wait: bool) -> Callable[[str], Any]:
         if wait and is_running_here(self.id):
             raise RuntimeError(f"Task {self.id} cannot wait for its own end.")
-        backend = task_backends[self.backend]
+        with out_of_reach:  # Django's look-up takes a lock that all threads need
+            backend = task_backends[self.backend]
         method: Callable[[str], Any] | None = getattr(backend, name, None)
         if method is None:
             raise NotImplementedError(
@@ -283,7 +285,9 @@ class LocalTaskResult[R](_TaskResult[R]):
         if waitable is not None:
             self.see(waitable.latest())
         else:
-            self._adopt(task_backends[self.backend].get_result(self.id))
+            with out_of_reach:  # as above
+                backend = task_backends[self.backend]
+            self._adopt(backend.get_result(self.id))
 
     @override
     async def arefresh(self) -> None:

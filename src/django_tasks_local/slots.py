@@ -14,7 +14,9 @@ from .task_queue import DueHeap, TaskQueue
 
 __all__ = ["Retired", "Slots"]
 
-_CLOCK_S = 1.0  # a change of the wall clock is noticed after so many seconds
+# A change of the wall clock is noticed after so many seconds, and that there is nothing
+# to ring for any more.
+_CLOCK_S = 1.0
 
 _RELEASED_AT_ONCE = 1000  # or who enqueues would wait for a million of them
 
@@ -86,20 +88,26 @@ class Slots:
             for job in jobs:
                 if not job.is_pushed:
                     self._drop(job)
-                    del self._jobs[job.record.id]
+                    self._jobs.pop(job.record.id, None)
 
-    def push(self, jobs: Sequence[Job], due: list[Job], /) -> float | None:
+    def push(
+        self, jobs: Sequence[Job], due: list[Job], late: list[Job], /
+    ) -> float | None:
         """Put admitted tasks, which are stored now, into their places.
 
-        The seconds until the first of them is due, where they are deferred.
+        The seconds until the first of them is due, where they are deferred. Those that
+        are due too late for a retired one are appended to `late`.
         """
         wait_s = None
         give_way(self._lock)
         with self._lock:
             for job in jobs:
                 job.is_pushed = True
-                wait_s = self._put(job) or wait_s  # all have the same `run_after`
+                # All have the same `run_after`.
+                wait_s = self._put(job, late) or wait_s
             self._take_due(due)
+            if self._is_retired:
+                self._ended.notify_all()  # who waits looks for when they are due
         return wait_s
 
     def put_back(self, job: Job, /) -> None:
@@ -109,7 +117,7 @@ class Slots:
             if not job.is_decided:
                 job.has_place = True
                 self._pending += 1
-                self._put(job)
+                self._put(job, [])
 
     def drop(self, job: Job, /) -> None:
         """A task is not to run any more: `forget` and `settle` are to come.
@@ -136,12 +144,13 @@ class Slots:
         with self._lock:
             return self._settle()
 
-    def set_deadline(self, job: Job, timeout_s: float, /) -> None:
-        """The time of a task's attempt begins."""
+    def set_deadline(self, job: Job, timeout_s: float, /) -> float:
+        """The time of a task's attempt begins; in how many seconds to ring."""
         give_way(self._lock)
         with self._lock:
             job.deadline_s = time.monotonic() + timeout_s
             self._deadlines.push(job, at=job.deadline_s)
+        return min(timeout_s, _CLOCK_S)
 
     def lend(self, result_id: str, due: list[Job], /) -> None:
         """A running task waits for another: something else may run meanwhile."""
@@ -176,21 +185,18 @@ class Slots:
 
     def free_for_another(
         self, job: Job, due: list[Job], late: list[Job], /
-    ) -> float | None:
+    ) -> tuple[float | None, bool]:
         """An attempt has ended, and the task runs again, in so many seconds.
 
-        It is appended to `late` where that is too late for a retired one.
+        It is appended to `late` where that is too late for a retired one. And then as
+        `settle`.
         """
         give_way(self._lock)
         with self._lock:
             self._free_slot(job)
-            wait_s = None
-            if (job.record.due_at or 0.0) > self._runs_until:
-                late.append(job)
-            else:
-                wait_s = self._put(job)
+            wait_s = self._put(job, late)
             self._take_due(due)
-            return wait_s
+            return wait_s, self._settle()
 
     def ring(self, due: list[Job], /) -> tuple[list[tuple[Job, int]], float | None]:
         """It is time: which attempts take too long, and in how many seconds to ring.
@@ -208,7 +214,7 @@ class Slots:
             if self._queue.next_due is not None:
                 next_s.append(min(self._queue.next_due - time.time(), _CLOCK_S))
             if self._deadlines.next_at is not None:
-                next_s.append(self._deadlines.next_at - time.monotonic())
+                next_s.append(min(self._deadlines.next_at - time.monotonic(), _CLOCK_S))
             attempts = [(job, len(job.record.worker_ids)) for job in overdue]
             return attempts, min(next_s, default=None)
 
@@ -254,12 +260,15 @@ class Slots:
 
     # Under the lock.
 
-    def _put(self, job: Job) -> float | None:
+    def _put(self, job: Job, late: list[Job]) -> float | None:
         """Queue a task that nobody has cancelled; the seconds until it is due."""
         if job.is_decided:
             return None
-        job.is_queued = True
         priority, due_at = job.record.task.priority, job.record.due_at
+        if due_at is not None and due_at > self._runs_until:
+            late.append(job)
+            return None
+        job.is_queued = True
         if due_at is not None:
             wait_s = due_at - time.time()
             if wait_s > 0:

@@ -437,6 +437,8 @@ def _enqueue_for_child(request: EnqueueRequest) -> Enqueued:
             results = state.enqueue(task, request.task, request.arguments)
         except Retired:
             continue  # the alias has a new state, or gets one
+        for result in results:
+            result.refresh()  # what has ended already may be forgotten soon
         return Enqueued(tuple(map(record_of, results)))
 
 

@@ -17,6 +17,7 @@ from typing import (
 )
 
 from django.db import transaction
+from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import (
     DEFAULT_TASK_BACKEND_ALIAS,
     DEFAULT_TASK_PRIORITY,
@@ -30,6 +31,7 @@ from .async_bridge import Completion
 from .backoff import Backoff
 from .context import LocalTaskContext
 from .identity import new_result_id, this_process
+from .interruption import out_of_reach
 from .json_text import (
     decode_arguments,
     decode_value,
@@ -40,7 +42,7 @@ from .options import is_backoff, is_count, is_timeout
 from .records import NO_METADATA, Record, TaskSpec, apply_start
 from .results import LocalTaskResult, handle_of, to_handle
 from .task_registry import find_task, spec_of
-from .times import to_timestamp
+from .times import to_datetime, to_timestamp
 
 if TYPE_CHECKING:
     # Generic for type checkers only: subscripting it fails at run time.
@@ -105,6 +107,20 @@ class LocalTask[**P, R](_Task[P, R]):
                     f"got {value!r}."
                 )
         super().__post_init__()
+        if self.run_after is not None:
+            try:
+                to_datetime(self.run_after.timestamp())
+            except (ValueError, OverflowError) as err:
+                raise InvalidTask(
+                    f"run_after of task {self.module_path} is out of range: "
+                    f"{self.run_after!r}."
+                ) from err
+
+    @override
+    def get_backend(self) -> BaseTaskBackend:
+        """What runs the task: the backend of its alias."""
+        with out_of_reach:  # Django's look-up takes a lock that all threads need
+            return super().get_backend()
 
     @property
     def spec(self) -> TaskSpec:

@@ -106,10 +106,12 @@ def ask_backoff(
     Where it raises, or answers what is no number of seconds, its own error joins the
     task's, and there is no further attempt.
     """
-    answer: object
+    retry_after_s = None
     try:
-        answer = backoff(error, handle_of(apply_outcome(record, outcome)))
-        if answer is not None and not is_duration(answer):
+        answer: object = backoff(error, handle_of(apply_outcome(record, outcome)))
+        if is_duration(answer):
+            retry_after_s = float(answer)  # plain data, whatever it was
+        elif answer is not None:
             raise TypeError(
                 f"The backoff of task {record.task.path} must return a number of "
                 f"seconds, 0 or more, or None; it returned {answer!r}."
@@ -119,7 +121,7 @@ def ask_backoff(
             is_backoff_asked=True,
             further_errors=(*outcome.further_errors, error_record(err)),
         )
-    return outcome._replace(is_backoff_asked=True, retry_after_s=answer)
+    return outcome._replace(is_backoff_asked=True, retry_after_s=retry_after_s)
 
 
 def close_old_connections() -> None:

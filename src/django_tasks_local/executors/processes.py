@@ -555,6 +555,10 @@ class _Watches:
             self._kept[record.id] = remove
         elif record.is_finished:
             self._finished[record.id] = record
+        else:  # it has ended just now
+            found = self._host.serve(GetRequest(record.alias, record.id))
+            if isinstance(found, Record) and found.is_finished:
+                self._finished[record.id] = found
 
     def finished(self, result_id: str) -> Record | None:
         """A result that was waited for, once it is finished."""
