@@ -184,7 +184,7 @@ class TestCoroutines:
         limits = [1e-6, 0.0005, 0.001, 0.002]
         handles = [
             limited(async_add, random.choice(limits), "default").enqueue(number, 1)
-            for number in range(300)
+            for number in range(200)
         ]
         for number, handle in enumerate(handles):
             assert_on_time_or_timed_out(handle, number + 1)
@@ -264,7 +264,7 @@ class TestThreads:
         limits = [random.uniform(1e-6, 0.002) for _ in range(50)]
         values = [work.func(amount) for amount in range(200)]
         handles: list[tuple[LocalTaskResult[int], int]] = []
-        for _ in range(2000):
+        for _ in range(1500):
             amount = random.randrange(200)
             late = limited(work, random.choice(limits), "default")
             handles.append((late.enqueue(amount), values[amount]))
