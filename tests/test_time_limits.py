@@ -385,6 +385,14 @@ def test_shutting_down_ends_the_timer(gate: Gate) -> None:
     assert not timers[0].is_alive()
 
 
+def test_the_timer_ends_with_what_has_a_limit(alias: str) -> None:
+    assert limited(async_add, NEVER_S, alias).enqueue(1, 2).wait(LONG_S) == 3
+    for thread in our_threads():
+        if thread.name.endswith("-timer"):
+            thread.join(5)
+            assert not thread.is_alive()
+
+
 class TestDefinitions:
     @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "3"], ids=repr)
     def test_what_is_no_limit_is_refused(self, alias: str, value: Any) -> None:
