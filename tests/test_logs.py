@@ -8,7 +8,7 @@ from typing import override
 
 import pytest
 from django.test import override_settings
-from django.utils.log import RequireDebugFalse, RequireDebugTrue
+from django.utils.log import AdminEmailHandler, RequireDebugFalse, RequireDebugTrue
 
 from django_tasks_local.logs import reaches_nobody
 
@@ -219,3 +219,19 @@ def test_a_factory_of_records_gets_lines(tree: Tree) -> None:
     finally:
         logging.setLogRecordFactory(before)
     assert made == ["a line"]
+
+
+def test_errors_that_would_be_mailed_to_nobody_are_thrown_away(tree: Tree) -> None:
+    tree.django.removeHandler(tree.mail)
+    tree.django.addHandler(AdminEmailHandler())
+    with override_settings(DEBUG=False, ADMINS=[]):
+        assert reaches_nobody(tree.tasks, logging.ERROR)
+    with override_settings(DEBUG=False, ADMINS=["somebody@example.com"]):
+        assert not reaches_nobody(tree.tasks, logging.ERROR)
+
+
+def test_python_itself_shows_errors_where_there_is_no_handler(tree: Tree) -> None:
+    tree.django.removeHandler(tree.mail)
+    tree.django.removeHandler(tree.console)
+    assert reaches_nobody(tree.tasks, logging.INFO)
+    assert not reaches_nobody(tree.tasks, logging.ERROR)

@@ -201,7 +201,7 @@ class DueHeapComparedWithASortedList(Items):
 def test_all_that_is_done_agrees_with_sorted_lists(machine: type[Items]) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=300, stateful_step_count=50, deadline=None),
+        settings=settings(max_examples=80, stateful_step_count=50, deadline=None),
     )
 
 

@@ -264,7 +264,7 @@ class TestThreads:
         limits = [random.uniform(1e-6, 0.002) for _ in range(50)]
         values = [work.func(amount) for amount in range(200)]
         handles: list[tuple[LocalTaskResult[int], int]] = []
-        for _ in range(1500):
+        for _ in range(500):
             amount = random.randrange(200)
             late = limited(work, random.choice(limits), "default")
             handles.append((late.enqueue(amount), values[amount]))
@@ -288,7 +288,7 @@ class TestThreads:
         task = use_the_library
         handles = [
             limited(task, random.uniform(0.001, 0.02), "default").enqueue("default", 50)
-            for _ in range(150)
+            for _ in range(60)
         ]
         for handle in handles:
             assert_on_time_or_timed_out(handle, 50)

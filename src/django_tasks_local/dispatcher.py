@@ -425,12 +425,13 @@ class Dispatcher(WorkerHost):
             error is None
             or outcome.is_backoff_asked
             or record.status is not TaskResultStatus.RUNNING
-            or record.is_cancel_requested
         ):
             return outcome
         backoff = job.backoff(self._options, attempts=len(record.worker_ids))
         if backoff is None or error.exception_class_path == _CANCELLED[0]:
             return outcome
+        if record.is_cancel_requested:  # it would run again, so `_ended` cancels it
+            return outcome._replace(retry_after_s=0.0)
 
         def ask() -> Outcome:
             enter_task(self, record.id, self._alias)

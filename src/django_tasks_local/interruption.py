@@ -121,7 +121,7 @@ class InterruptibleCall:
             else:
                 _set_async_exception(thread_id, TaskTimeout)
 
-        _here.call = self
+        _calls[thread_id] = self
         try:
             self._let_strike(strike)
             try:
@@ -137,7 +137,7 @@ class InterruptibleCall:
                 err.args = stop_error(reason, timeout_s=self._timeout_s).args
             raise
         finally:
-            _here.call = None
+            _calls.pop(thread_id, None)
 
     def leave_reach(self) -> None:
         """From now on it is not struck. What is on its way already comes first."""
@@ -160,12 +160,8 @@ class InterruptibleCall:
                 raise stop_error(self._reason, timeout_s=self._timeout_s)
 
 
-class _Here(threading.local):
-    call: InterruptibleCall | None = None
-    """The function's, that runs on this thread and may be struck."""
-
-
-_here = _Here()
+# Those of the functions that may be struck, by their threads: most projects have none.
+_calls: dict[int, InterruptibleCall] = {}
 
 
 class _OutOfReach:
@@ -176,12 +172,12 @@ class _OutOfReach:
     """
 
     def __enter__(self) -> None:
-        call = _here.call
+        call = _calls.get(threading.get_ident()) if _calls else None
         if call is not None:
             call.leave_reach()
 
     def __exit__(self, *_: object) -> None:
-        call = _here.call
+        call = _calls.get(threading.get_ident()) if _calls else None
         if call is not None:
             call.come_back()
 

@@ -72,6 +72,9 @@ def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
         or logging.getLogRecordFactory() is not logging.LogRecord
     ):
         return False
+    last_resort = logging.lastResort
+    if not logger.hasHandlers():  # then it is this one's affair
+        return last_resort is None or level < last_resort.level
     at: logging.Logger | None = logger
     while at is not None:
         for handler in at.handlers:
