@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, override
@@ -31,7 +31,7 @@ def names_of(handle: LocalTaskResult[Any]) -> list[str]:
 
 
 @contextmanager
-def received(receiver: Any) -> Iterator[None]:
+def received(receiver: Any) -> Generator[None]:
     task_enqueued.connect(receiver)
     try:
         yield
