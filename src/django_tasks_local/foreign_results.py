@@ -61,7 +61,7 @@ class ForeignResult:
     """The `Waitable` of a result that nothing in this process brings to its end."""
 
     def __init__(self, record: Record) -> None:
-        self.record = record
+        self.record: Record = record
 
     def latest(self) -> Record:
         """Look it up."""

@@ -182,7 +182,7 @@ class _OutOfReach:
             call.come_back()
 
 
-out_of_reach = _OutOfReach()
+out_of_reach: _OutOfReach = _OutOfReach()
 """Has no effect but where a function that may be struck runs."""
 
 

@@ -168,7 +168,7 @@ class Busy(Exception):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"busy for {seconds} s")
         self.seconds = seconds
-        self.where = os.getpid(), threading.get_ident()
+        self.where: tuple[int, int] = (os.getpid(), threading.get_ident())
 
 
 def be_busy(seconds: float) -> None:
