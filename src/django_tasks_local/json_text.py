@@ -97,6 +97,7 @@ def encode_metadata(metadata: object, /) -> str:
     """The JSON text of a task's metadata. Raises TypeError for what is no such dict."""
     if not isinstance(metadata, dict):
         raise TypeError(f"A task's metadata must be a dict, got {metadata!r}.")
+    # The casts say what `isinstance` cannot: nothing is known of a user's items yet.
     for key in cast("dict[object, object]", metadata):
         if not isinstance(key, str):
             raise TypeError(f"The keys of metadata must be strings, got {key!r}.")

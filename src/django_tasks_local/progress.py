@@ -40,7 +40,7 @@ def as_progress(metadata: object, /) -> Progress | None:
     """What stands in a task's metadata; None where it is no progress."""
     if not isinstance(metadata, dict):
         return None
-    fields = cast("dict[str, Any]", metadata)
+    fields = cast("dict[str, Any]", metadata)  # of its items nothing is known yet
     try:
         done, total = fields["done"], fields["total"]
         message, at = fields["message"], to_datetime(fields["at"])

@@ -218,7 +218,8 @@ class LocalTask[**P, R](_Task[P, R]):
         )
         if enqueue_many is not None:
             return enqueue_many(self, calls)
-        one: LocalTask[..., R] = cast("LocalTask[..., R]", self)
+        # Pairs of `args` and `kwargs` cannot be checked against its parameters.
+        one = cast("LocalTask[..., R]", self)
         return [one.enqueue(*args, **kwargs) for args, kwargs in _checked(self, calls)]
 
     async def aenqueue_many(
@@ -230,7 +231,7 @@ class LocalTask[**P, R](_Task[P, R]):
         ) = getattr(self.get_backend(), "aenqueue_many", None)
         if aenqueue_many is not None:
             return await aenqueue_many(self, calls)
-        one: LocalTask[..., R] = cast("LocalTask[..., R]", self)
+        one = cast("LocalTask[..., R]", self)  # as above
         return [
             await one.aenqueue(*args, **kwargs)
             for args, kwargs in _checked(self, calls)
@@ -255,6 +256,7 @@ class LocalTask[**P, R](_Task[P, R]):
         if not self.takes_context or (args and isinstance(args[0], LocalTaskContext)):
             return args
         if args and isinstance(args[0], TaskContext):
+            # Of what task its type does not say.
             given = cast("TaskContext[..., Any]", args[0])
             context = LocalTaskContext(task_result=given.task_result)
             args = args[1:]
