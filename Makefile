@@ -23,7 +23,7 @@ test:  ## the tests on the newest Python and Django
 
 test-oldest:  ## the tests on Python 3.12 with Django 6.0
 	$(OLDEST_UV) sync --python 3.12
-	uv pip install --python $(OLDEST_ENV) 'django==$(OLDEST_DJANGO).*'
+	uv pip install --compile-bytecode --python $(OLDEST_ENV) 'django==$(OLDEST_DJANGO).*'
 	$(OLDEST_RUN) python -c '$(VERSIONS); assert django.VERSION[:2] == tuple(map(int, "$(OLDEST_DJANGO)".split("."))), "wrong Django"'
 	$(OLDEST_RUN) pytest
 

@@ -9,6 +9,7 @@ from pathlib import Path
 BACKENDS = {
     "default": "django_tasks_local.ThreadPoolBackend",
     "processes": "django_tasks_local.ProcessPoolBackend",
+    "loop": "django_tasks_local.EventLoopBackend",
 }
 TASK_MODULE = """\
 from django_tasks_local import task

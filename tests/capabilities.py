@@ -19,7 +19,7 @@ from django.tasks.backends.base import BaseTaskBackend  # noqa: E402  # after th
 from django.tasks.backends.dummy import DummyBackend  # noqa: E402
 from django.tasks.backends.immediate import ImmediateBackend  # noqa: E402
 
-from django_tasks_local import ProcessPoolBackend, ThreadPoolBackend  # noqa: E402
+from django_tasks_local import EventLoopBackend, ProcessPoolBackend, ThreadPoolBackend  # noqa: E402
 from django_tasks_local.backend import FuturesBackend  # noqa: E402
 from django_tasks_local.stores.memory import MemoryStore  # noqa: E402
 
@@ -30,6 +30,7 @@ type Backend = type[BaseTaskBackend]
 BACKENDS: Sequence[Backend] = (
     ThreadPoolBackend,
     ProcessPoolBackend,
+    EventLoopBackend,
     ImmediateBackend,
     DummyBackend,
 )
@@ -112,6 +113,14 @@ def _metadata(backend: Backend) -> str:
     return "the task has it, its result does not"
 
 
+def _at_once(backend: Backend) -> str:
+    if backend is ProcessPoolBackend:
+        return "as many as CPUs, at most 10"
+    if issubclass(backend, FuturesBackend):
+        return str(backend.default_max_workers())
+    return NO if issubclass(backend, DummyBackend) else "1, in the enqueue"
+
+
 def _shared(backend: Backend) -> str:
     if not issubclass(backend, FuturesBackend):
         return NO
@@ -119,6 +128,7 @@ def _shared(backend: Backend) -> str:
 
 
 CAPABILITIES: Mapping[str, Callable[[Backend], str]] = {
+    "Tasks at once, unless `MAX_WORKERS` says otherwise": _at_once,
     "Tasks at a later time: `run_after`": _run_after,
     "Priorities": _order,
     "`async def`": _coroutines,
@@ -131,7 +141,7 @@ CAPABILITIES: Mapping[str, Callable[[Backend], str]] = {
     "Metadata and progress": _metadata,
     "Results by id, from any thread": _supports("supports_get_result", NO),
     "Results of other processes": _shared,
-    "Many at once: `enqueue_many`": _has("enqueue_many", NO),
+    "All or none of many: `enqueue_many`": _has("enqueue_many", "one by one"),
 }
 
 

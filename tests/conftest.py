@@ -1,5 +1,6 @@
 """What all tests share: the project, and that nothing is left behind."""
 
+import compileall
 import gc
 import os
 import subprocess
@@ -8,10 +9,28 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import django
+import psycopg
 import pytest
+import uvloop
+
+# Before there is a loop; worker processes inherit it.
+os.environ["PYTHONASYNCIODEBUG"] = "1"
+
+
+def _new_uvloop() -> uvloop.Loop:
+    """One without the debug mode, which can crash the process.
+
+    Where an async generator is left early: https://github.com/MagicStack/uvloop/issues/730
+    """
+    loop = uvloop.Loop()
+    loop.set_debug(False)
+    return loop
+
+
+uvloop.new_event_loop = _new_uvloop
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
@@ -24,6 +43,7 @@ from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 from django_tasks_local.executors import fork_server  # noqa: E402
 from django_tasks_local.state import shutdown_executor  # noqa: E402
 
+from .blocking import noting_blocking_calls  # noqa: E402
 from .fork_server_anchor import Anchor  # noqa: E402
 from .gates import Gate  # noqa: E402
 from .leftovers import (  # noqa: E402
@@ -33,11 +53,45 @@ from .leftovers import (  # noqa: E402
     wait_until_gone,
 )
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parent.parent
 BACKENDS = {
     "default": "django_tasks_local.ThreadPoolBackend",
     "cpu": "django_tasks_local.ProcessPoolBackend",
+    "loop": "django_tasks_local.EventLoopBackend",
 }
+MAX_WORKERS = {"default": 4, "cpu": 2, "loop": 4}
+# What the first worker of each is called that runs a function.
+WORKERS = {"default": "default-0", "cpu": "cpu-0", "loop": "loop-sync-0"}
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGS = [
+    "--no-sandbox",
+    "--headless",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are CPUs: tests wait for servers and for processes."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile our modules once, not in each of some hundreds of Python processes.
+
+    Also where PYTHONDONTWRITEBYTECODE says that none of these may.
+    """
+    if not hasattr(config, "workerinput"):  # not in each of pytest-xdist's processes
+        compileall.compile_dir(ROOT / "src", quiet=1)
+        compileall.compile_dir(ROOT / "tests", quiet=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,8 +111,25 @@ def _fork_server() -> Iterator[None]:  # for its effect alone
     fork_server.release_server(user)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _libuv() -> None:  # for its effect alone
+    """Opens the pipe that uvloop keeps for all its loops, from the first one on."""
+    uvloop.new_event_loop().close()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind(_fork_server: None) -> Iterator[None]:
+def nothing_blocks_a_loop() -> Iterator[None]:
+    """During each test, no function of ours blocks a running event loop."""
+    with noting_blocking_calls() as noted:
+        yield
+    if noted:
+        pytest.fail("\n".join(noted))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(
+    _fork_server: None, _libuv: None, nothing_blocks_a_loop: None
+) -> Iterator[None]:
     """After each test, no thread, process or file of ours is left."""
     threads, children, files = set(our_threads()), descendants(), open_files()
     yield
@@ -74,7 +145,20 @@ def nothing_left_behind(_fork_server: None) -> Iterator[None]:
     assert open_files() - files == set()
 
 
-@pytest.fixture(params=["default", "cpu"], ids=["threads", "processes"])
+LOOPS: dict[str, str | tuple[str, dict[str, Any]]] = {
+    "asyncio": "asyncio",
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": "trio",
+}
+
+
+@pytest.fixture(params=[*LOOPS.values()], ids=[*LOOPS])
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """Each of the event loops in turn: where tests run that carry the mark anyio."""
+    return request.param
+
+
+@pytest.fixture(params=[*BACKENDS], ids=["threads", "processes", "loop"])
 def alias(request: pytest.FixtureRequest) -> str:
     """Each of the backends in turn."""
     name: str = request.param
@@ -130,6 +214,34 @@ def database(_test_database: None, nothing_left_behind: None) -> Iterator[None]:
         cursor.execute("DELETE FROM django_session")
 
 
+@pytest.fixture
+def postgresql() -> None:
+    """There is a PostgreSQL server on which tests may make databases."""
+    try:
+        psycopg.connect("host=127.0.0.1 user=postgres connect_timeout=5").close()
+    except psycopg.OperationalError as err:
+        if os.environ.get("DJANGO_TASKS_LOCAL_REQUIRE_SERVICES") == "1":
+            raise
+        pytest.skip(f"There is no PostgreSQL on 127.0.0.1: {err}")
+
+
+@pytest.fixture
+def browser() -> "Iterator[Browser]":
+    if not CHROMIUM.exists():
+        reason = f"the page needs a browser, and {CHROMIUM} is not there"
+        if os.environ.get("DJANGO_TASKS_LOCAL_REQUIRE_SERVICES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright  # only where it is needed
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=CHROMIUM_ARGS
+        )
+        yield browser
+        browser.close()
+
+
 class RunScript(Protocol):
     """Runs Python code in a process of its own, in a directory of its own."""
 
@@ -182,4 +294,6 @@ def script_environ() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environ = {**os.environ, "PYTHONPATH": path}
     del environ["DJANGO_SETTINGS_MODULE"]
+    # It writes to the log what is slow, and uvloop's is at fault where generators end.
+    del environ["PYTHONASYNCIODEBUG"]
     return environ

@@ -43,11 +43,15 @@ type Provoke = Callable[[str], Handle]
 type Expect = Callable[[Handle, str], None]
 """Asserts that the finished handle, of the case of that name, says what it should."""
 
-THREADS = ("default",)
+IN_THIS_PROCESS = ("default", "loop")
 PROCESSES = ("cpu",)
-BOTH = (*THREADS, *PROCESSES)
+ALL = ("default", "cpu", "loop")
 
-_HOW = {"default": "threads", "cpu": "processes"}
+_HOW: Mapping[Sequence[str], str] = {
+    ALL: "all",
+    PROCESSES: "processes",
+    IN_THIS_PROCESS: "threads, event loop",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Fault:
     """What the user sees of the task that meets it."""
     cases: Mapping[str, Provoke]
     expect: Expect
-    on: Sequence[str] = BOTH
+    on: Sequence[str] = ALL
     """The aliases whose workers it can meet."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Options that the alias needs for it."""
@@ -327,7 +331,7 @@ FAULTS = {
     "takes too long to await": Fault(
         cause="The task takes longer than its time limit",
         moment="while its coroutine runs",
-        sees="FAILED with `TaskTimeout`; on threads the coroutine was cancelled, on "
+        sees="FAILED with `TaskTimeout`; the coroutine was cancelled, on "
         "processes its process was killed",
         cases={"coroutine": _enqueue(fault_tasks.async_hang)},
         expect=partial(_failed, kind=TaskTimeout),
@@ -335,7 +339,7 @@ FAULTS = {
     "is cancelled": Fault(
         cause="Somebody cancels the task",
         moment="while its coroutine runs",
-        sees="FAILED with `TaskCancelled`; on threads the coroutine was cancelled, on "
+        sees="FAILED with `TaskCancelled`; the coroutine was cancelled, on "
         "processes its process was killed",
         cases={"coroutine": _cancel_running(tasks.async_hold)},
         expect=partial(_failed, kind=TaskCancelled),
@@ -352,7 +356,7 @@ FAULTS = {
         cause="Somebody cancels the task",
         moment="while its function runs, before a checkpoint",
         sees="FAILED with `TaskCancelled`",
-        on=THREADS,
+        on=IN_THIS_PROCESS,
         cases={"checkpoint": _cancel_running(fault_tasks.stop_when_asked)},
         expect=partial(_failed, kind=TaskCancelled),
     ),
@@ -360,7 +364,7 @@ FAULTS = {
         cause="Somebody cancels the task",
         moment="while its function runs, which never looks whether it should stop",
         sees="SUCCESSFUL: a thread cannot be stopped",
-        on=THREADS,
+        on=IN_THIS_PROCESS,
         cases={"function": _cancel_running(tasks.hold)},
         expect=_succeeded,
     ),
@@ -468,7 +472,7 @@ def as_markdown() -> str:
     for fault in FAULTS.values():
         cause = "" if fault.cause == told else fault.cause
         told = fault.cause
-        on = " and ".join(_HOW[alias] for alias in fault.on)
+        on = _HOW[tuple(fault.on)]
         rows.append([cause, fault.moment, on, fault.sees])
     return as_table(["What", "When", "On", "What you see of its task"], rows)
 

@@ -2,9 +2,10 @@
 
 import threading
 import uuid
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import Task, TaskResult, TaskResultStatus
@@ -15,6 +16,7 @@ type Result = TaskResult[..., Any]
 
 _lock = threading.Lock()
 _results: dict[str, Result] = {}
+_broken: dict[str, BaseException] = {}
 
 
 class ForeignBackend(BaseTaskBackend):
@@ -22,6 +24,9 @@ class ForeignBackend(BaseTaskBackend):
 
     supports_get_result = True
     supports_async_task = True
+
+    look_up_hooks: ClassVar[list[Callable[[], None]]] = []
+    """Called by each thread that looks."""
 
     def enqueue[**P, R](
         self, task: "Task[P, R]", args: list[Any], kwargs: dict[str, Any]
@@ -46,7 +51,11 @@ class ForeignBackend(BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Result:
+        for hook in self.look_up_hooks:
+            hook()
         with _lock:
+            if result_id in _broken:
+                raise _broken[result_id]
             try:
                 return copy(_results[result_id])
             except KeyError:
@@ -64,3 +73,36 @@ def tell(result: Result, status: TaskResultStatus, value: object = None) -> None
         )
         object.__setattr__(changed, "_return_value", value)  # past the frozen class
         _results[result.id] = changed
+
+
+def break_look_up(result: Result, error: BaseException) -> None:
+    """Let every look-up of that result raise from now on."""
+    with _lock:
+        _broken[result.id] = error
+
+
+class AllDoneBackend(ForeignBackend):
+    """Another backend, to which everything is done."""
+
+    def get_result(self, result_id: str) -> Result:
+        result = super().get_result(result_id)
+        finished = replace(
+            result, status=TaskResultStatus.SUCCESSFUL, finished_at=timezone.now()
+        )
+        object.__setattr__(finished, "_return_value", "done")
+        return finished
+
+
+class NoResultsBackend(ForeignBackend):
+    """Keeps no results."""
+
+    supports_get_result = False
+
+    def get_result(self, result_id: str) -> Result:
+        return BaseTaskBackend.get_result(self, result_id)
+
+
+def forget(result: Result) -> None:
+    """Let nobody find a task's result any more."""
+    with _lock:
+        del _results[result.id]

@@ -1,7 +1,9 @@
 """What a process has of threads, children, files and waiters, to be counted."""
 
+import gc
 import os
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -89,3 +91,9 @@ def kept_waiters(handle: LocalTaskResult[Any]) -> list[Callable[[], None]]:
     completion = handle._waitable
     assert isinstance(completion, Completion)
     return list(completion._waiters or ())
+
+
+def objects_and_memory_blocks() -> tuple[int, int]:
+    """How many objects somebody still keeps, and how many pieces of memory."""
+    gc.collect()
+    return len(gc.get_objects()), sys.getallocatedblocks()

@@ -29,4 +29,8 @@ TASKS: TasksSetting = {
         "BACKEND": "django_tasks_local.ProcessPoolBackend",
         "OPTIONS": {"MAX_WORKERS": 2, "SHUTDOWN_TIMEOUT": 10.0},
     },
+    "loop": {
+        "BACKEND": "django_tasks_local.EventLoopBackend",
+        "OPTIONS": {"MAX_WORKERS": 4, "SHUTDOWN_TIMEOUT": 10.0},
+    },
 }

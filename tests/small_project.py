@@ -13,6 +13,10 @@ TASKS = {
         "BACKEND": "django_tasks_local.ProcessPoolBackend",
         "OPTIONS": {"MAX_WORKERS": 2, "SHUTDOWN_TIMEOUT": 20.0},
     },
+    "loop": {
+        "BACKEND": "django_tasks_local.EventLoopBackend",
+        "OPTIONS": {"SHUTDOWN_TIMEOUT": 20.0},
+    },
 }
 
 

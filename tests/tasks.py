@@ -482,7 +482,9 @@ def is_in_transaction() -> bool:
 def count_sessions_and_tell(port: int, is_persistent: bool = False) -> int:
     """Use the database, and tell at a gate when the connection has been closed."""
     if is_persistent:
-        connection.settings_dict["CONN_MAX_AGE"] = None
+        # Of this thread's alone: all share the dict.
+        own = connections[DEFAULT_DB_ALIAS]
+        own.settings_dict = {**own.settings_dict, "CONN_MAX_AGE": None}
     close = connection.close
 
     def close_and_tell() -> None:

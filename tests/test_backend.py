@@ -24,7 +24,7 @@ from django_tasks_local import (
 )
 from django_tasks_local.state import get_executor_state
 
-from .conftest import Configure
+from .conftest import WORKERS, Configure
 from .gates import LONG_S, Gate
 from .tasks import (
     NOT_JSON,
@@ -156,8 +156,8 @@ class TestTruth:
         handle = own_pid.using(backend=alias).enqueue()
         pid = handle.wait(LONG_S)
 
-        assert (pid == os.getpid()) is (alias == "default")
-        assert handle.worker_ids == [f"{socket.gethostname()}:{pid}:{alias}-0"]
+        assert (pid == os.getpid()) is (alias != "cpu")
+        assert handle.worker_ids == [f"{socket.gethostname()}:{pid}:{WORKERS[alias]}"]
         assert handle.attempts == 1
 
     def test_a_failure_is_recorded(self, alias: str) -> None:
@@ -322,7 +322,7 @@ class TestBounds:
         handles = [task.enqueue(gate.port, "running")]
         running = gate.next_visitor()
         handles += [task.enqueue(gate.port, n) for n in range(2)]
-        limit = r"2 tasks are waiting, and TASKS\['(default|cpu)'\]\['OPTIONS'\]"
+        limit = r"2 tasks are waiting, and TASKS\['(default|cpu|loop)'\]\['OPTIONS'\]"
         with pytest.raises(QueueFull, match=limit):
             task.enqueue(gate.port, "refused")
         assert unfinished_ids(alias) == [handle.id for handle in handles]

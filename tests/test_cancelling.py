@@ -32,7 +32,7 @@ from django_tasks_local.backoff import fixed
 from django_tasks_local.executors.fork_server import start_child
 from django_tasks_local.executors.processes import ProcessExecutor
 
-from .conftest import Configure
+from .conftest import MAX_WORKERS, Configure
 from .gates import LONG_S, Gate
 from .leftovers import wait_until_gone
 from .retry_tasks import HOUR_S, fail_for_an_hour, fail_until
@@ -172,7 +172,7 @@ class TestWaitingTasks:
         assert handle.cancel(wait=True)
         assert_cancelled(handle, ends, "ValueError")
         assert handle.attempts == 1
-        check_slots(alias, gate, {"default": 4, "cpu": 2}[alias])
+        check_slots(alias, gate, MAX_WORKERS[alias])
 
     def test_free_their_places(
         self, alias: str, configure: Configure, gate: Gate
@@ -248,7 +248,7 @@ class TestWaitingTasks:
         for handle in (sync, *of_many, unsync):
             assert_cancelled(handle, ends)
         assert gate.is_deserted()
-        check_slots(alias, gate, {"default": 4, "cpu": 2}[alias])
+        check_slots(alias, gate, MAX_WORKERS[alias])
 
     def test_while_their_worker_process_starts(
         self,
@@ -674,7 +674,7 @@ class TestRaces:
             visitor.let_go()
         with ThreadPoolExecutor(4) as cancelling, ThreadPoolExecutor(8) as waiting:
             races: list[tuple[LocalTaskResult[Any], Any, Any]] = []
-            for task, args in calls * {"default": 40, "cpu": 8}[alias]:
+            for task, args in calls * {"default": 40, "cpu": 8, "loop": 40}[alias]:
                 handle = task.using(backend=alias).enqueue(*args)
                 waiter = waiting.submit(outcome_for, copy(handle))
                 previous = races[-1][0] if races else handle

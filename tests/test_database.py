@@ -1,8 +1,5 @@
 """The care that workers take of their database connections."""
 
-import os
-
-import psycopg
 import pytest
 from django.db import connection, connections
 
@@ -45,18 +42,7 @@ class TestConnections:
         assert connections["default"].is_usable()
 
 
-@pytest.fixture
-def _postgresql() -> None:
-    """There is a PostgreSQL server on which tests may make databases."""
-    try:
-        psycopg.connect("host=127.0.0.1 user=postgres connect_timeout=5").close()
-    except psycopg.OperationalError as err:
-        if os.environ.get("DJANGO_TASKS_LOCAL_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"There is no PostgreSQL on 127.0.0.1: {err}")
-
-
-@pytest.mark.usefixtures("_postgresql")
+@pytest.mark.usefixtures("postgresql")
 def test_a_postgresql_test_database_can_be_dropped(run_script: RunScript) -> None:
     done = run_script(
         """
@@ -85,7 +71,7 @@ def test_a_postgresql_test_database_can_be_dropped(run_script: RunScript) -> Non
 
             names = setup_databases(verbosity=0, interactive=False)
             try:
-                for alias in ("default", "cpu"):
+                for alias in ("default", "cpu", "loop"):
                     stored = [
                         store_session.using(backend=alias).enqueue(f"{alias} {n}")
                         for n in range(5)
@@ -96,13 +82,13 @@ def test_a_postgresql_test_database_can_be_dropped(run_script: RunScript) -> Non
                     cursor.execute("SELECT count(*) FROM django_session")
                     print(cursor.fetchone())
                 with Gate() as gate:  # where they tell that they have let go
-                    for alias in ("default", "cpu"):
+                    for alias in ("default", "cpu", "loop"):
                         task = count_sessions_and_tell.using(backend=alias)
-                        assert task.enqueue(gate.port, True).wait(30) == 10
-                    print(gate.next_visitor().name, gate.next_visitor().name)
+                        assert task.enqueue(gate.port, True).wait(30) == 15
+                    print(*(gate.next_visitor().name for _ in range(3)))
             finally:
                 teardown_databases(names, verbosity=0)
             print("dropped")
         """
     )
-    assert [done.stdout, done.stderr] == ["(10,)\nclosed closed\ndropped\n", ""]
+    assert [done.stdout, done.stderr] == ["(15,)\nclosed closed closed\ndropped\n", ""]

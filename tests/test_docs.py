@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from django.test import override_settings
 
 import django_tasks_local
 from django_tasks_local import options
 from django_tasks_local.executors.threads import ThreadExecutor
-from django_tasks_local.options import (
+from django_tasks_local.options import parse_options
+from django_tasks_local.setting_types import (
+    EventLoopOptions,
     PoolOptions,
     ProcessPoolOptions,
     ThreadPoolOptions,
-    parse_options,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,7 @@ def test_settings_names_all_options() -> None:
         ("OPTIONS", PoolOptions, ()),
         ("OPTIONS of threads", ThreadPoolOptions, PoolOptions.__annotations__),
         ("OPTIONS of processes", ProcessPoolOptions, PoolOptions.__annotations__),
+        ("OPTIONS of an event loop", EventLoopOptions, PoolOptions.__annotations__),
     ):
         keys = [row[0].strip("`") for row in rows("settings.md", heading)]
         assert keys == [key for key in kind.__annotations__ if key not in others]
@@ -142,13 +145,14 @@ def test_settings_names_all_errors() -> None:
 
 @pytest.mark.parametrize("error_id, given, message", ERRORS)
 def test_errors_say_what_settings_says(error_id: str, given: str, message: str) -> None:
-    findings = parse_options(
-        "mail",
-        ast.literal_eval(given),
-        backend_name="ThreadPoolBackend",
-        default_max_workers=10,
-        default_executor=ThreadExecutor,
-    )
+    with override_settings(INSTALLED_APPS=["django_tasks_local"]):
+        findings = parse_options(
+            "mail",
+            ast.literal_eval(given),
+            backend_name="ThreadPoolBackend",
+            default_max_workers=10,
+            default_executor=ThreadExecutor,
+        )
     assert isinstance(findings, list)
     (finding,) = findings
     assert finding.id == error_id

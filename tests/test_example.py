@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import shutil
 import signal
@@ -11,28 +10,19 @@ import subprocess
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
+
+from .conftest import script_environ
 
 EXAMPLE = Path(__file__).parent.parent / "example.py"
 STDLIB = Path(sysconfig.get_path("stdlib"))
-CHROMIUM = Path("/usr/bin/chromium")
-CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--headless",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-]
 TIMEOUT_S = 60.0
 
 MISTAKES = {
@@ -105,6 +95,7 @@ def number(text: str) -> int:
 def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(EXAMPLE), *arguments],
+        env=script_environ(),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -127,6 +118,7 @@ class Server(NamedTuple):
 def serving(path: Path) -> Generator[Server]:
     process = subprocess.Popen(
         [sys.executable, str(EXAMPLE), "--port", "0", "--path", str(path)],
+        env=script_environ(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -272,21 +264,6 @@ class TestServer:
                 errors = server.end()
 
         assert "Traceback" not in errors
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        reason = f"the page needs a browser, and {CHROMIUM} is not there"
-        if os.environ.get("DJANGO_TASKS_LOCAL_REQUIRE_SERVICES") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=CHROMIUM_ARGS
-        )
-        yield browser
-        browser.close()
 
 
 class TestPage:

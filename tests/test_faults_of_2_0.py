@@ -17,7 +17,7 @@ from django.test import override_settings
 
 from django_tasks_local.state import shutdown_executor
 
-from .conftest import Configure, RunScript
+from .conftest import WORKERS, Configure, RunScript
 from .gates import LONG_S, Gate
 from .tasks import (
     add,
@@ -77,7 +77,7 @@ def test_started_at_is_when_the_task_started(
 def test_worker_ids_are_filled(alias: str) -> None:
     handle = own_pid.using(backend=alias).enqueue()
     pid = handle.wait(LONG_S)
-    assert handle.worker_ids == [f"{socket.gethostname()}:{pid}:{alias}-0"]
+    assert handle.worker_ids == [f"{socket.gethostname()}:{pid}:{WORKERS[alias]}"]
 
 
 def test_a_set_is_no_return_value(alias: str) -> None:

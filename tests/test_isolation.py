@@ -61,7 +61,8 @@ class TestExceptions:
                 assert error.exception_class is expected
                 assert expected.__qualname__ in error.traceback
         assert good.wait(LONG_S) == 3
-        assert good.worker_ids == handles[0].worker_ids  # by the same process
+        processes = {each.worker_ids[0].rsplit(":", 1)[0] for each in (*handles, good)}
+        assert len(processes) == 1
 
     def test_of_one_task_never_reach_another(self, alias: str) -> None:
         handles: list[LocalTaskResult[Any]] = []
@@ -153,7 +154,6 @@ class TestContextVariables:
         assert task.enqueue().wait(LONG_S) == "none"
 
     @pytest.mark.anyio
-    @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
     async def test_of_an_enqueuing_coroutine_are_seen(self) -> None:
         colour.set("green")
         assert await (await see_colour.aenqueue()) == "green"

@@ -214,7 +214,7 @@ class TestForks:
     from tests.gates import Gate
 
     def use_all(number):
-        for alias in ("default", "cpu"):
+        for alias in ("default", "cpu", "loop"):
             handles = [double.using(backend=alias).enqueue(number) for _ in range(4)]
             assert [handle.wait(30) for handle in handles] == [2 * number] * 4
 
@@ -240,9 +240,10 @@ class TestForks:
         with Gate() as gate:
             handles = [
                 hold.using(backend=alias).enqueue(gate.port, alias)
-                for alias in ("default", "cpu")
+                for alias in ("default", "cpu", "loop")
             ]
-            gate.next_visitor(), gate.next_visitor()
+            for _ in handles:
+                gate.next_visitor()
             pid = os.fork()
             if pid == 0:
                 in_fork(handles)
@@ -254,11 +255,11 @@ class TestForks:
             process.join(60)
             print(process.exitcode)
             gate.open()
-            print(handles[0].wait(30), handles[1].wait(30))
+            print(*(handle.wait(30) for handle in handles))
         use_all(5)
             """
         )
-        assert done.stdout == "5\n0\ndefault cpu\n"
+        assert done.stdout == "5\n0\ndefault cpu loop\n"
         assert done.stderr == ""
 
 
@@ -332,6 +333,46 @@ class TestExit:
         assert sorted(done.stdout.splitlines()) == sorted(expected)
         assert ("ValueError: uncaught" in done.stderr) is (kind == "exception")
         assert "Fatal" not in done.stderr
+
+    @pytest.mark.parametrize("alias", ["default", "cpu", "loop"])
+    def test_what_waits_runs_where_no_thread_starts_any_more(
+        self, tmp_path: Path, alias: str
+    ) -> None:
+        # Python 3.12.1 starts none by then (CPython issue 113964).
+        with Gate() as gate, Gate() as waits:
+            code = (
+                head(
+                    "TASKS={alias: {**setting, 'OPTIONS': {'MAX_WORKERS': 2}} "
+                    "for alias, setting in TASKS.items()}"
+                )
+                + TELL
+                + f"""
+    from django.tasks.signals import task_finished
+
+    def report(task_result, **_):
+        os.write(1, f"{{task_result.status}}\\n".encode())
+
+    if __name__ == "__main__":
+        task_finished.connect(report)
+        for number in range(4):
+            hold.using(backend={alias!r}).enqueue(int(sys.argv[2]), number)
+            """
+            )
+            script = write_files(tmp_path, {"script.py": code}) / "script.py"
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(waits.port), str(gate.port)],
+                env=script_environ(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            gate.next_visitor()
+            gate.next_visitor()
+            waits.next_visitor()
+            waits.open()
+            gate.open()
+            out, err = process.communicate(timeout=LONG_S)
+        assert [out.split(), err] == [["SUCCESSFUL"] * 4, ""]
 
     def test_a_stuck_task_cannot_hang_it(self, run_script: RunScript) -> None:
         done = run_script(

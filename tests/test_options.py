@@ -5,8 +5,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, override
 
@@ -56,6 +57,19 @@ class Choosy(MemoryStore):
     option_names = ("PATH", "MODE")
 
 
+class Durable(MemoryStore):
+    is_durable = True
+
+
+class Picky(MemoryStore):
+    option_names = ("SIZE",)
+
+    @staticmethod
+    def find_wrong_options(given: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+        if given.get("SIZE") == -1:
+            yield "SIZE", "a number above 0"
+
+
 def parse(
     params: Mapping[Any, Any], *, alias: str = "mail"
 ) -> LocalOptions | list[Finding]:
@@ -91,13 +105,14 @@ def parse_right(options: Mapping[str, Any]) -> LocalOptions:
 AT = "TASKS['mail']['OPTIONS']"
 KNOWN = (
     "Known are MAX_WORKERS, MAX_RESULTS, MAX_PENDING, SHUTDOWN_TIMEOUT, MAX_ATTEMPTS, "
-    "BACKOFF, TIMEOUT, STORE, STORE_OPTIONS, EXECUTOR, EXECUTOR_OPTIONS, "
+    "BACKOFF, TIMEOUT, RESULT_TTL, STORE, STORE_OPTIONS, EXECUTOR, EXECUTOR_OPTIONS, "
     "TIMEOUT_ON_THREADS."
 )
 WHOLE = "an integer of at least 1"
 SECONDS = "a number of seconds, 0 or more"
 A_DICT = "a dict with strings for keys"
-A_STORE = "'memory', or a ResultStoreFactory or its dotted path"
+A_STORE = "'memory', 'sqlite' or 'database', or a ResultStoreFactory or its dotted path"
+A_TTL = "a number of seconds above 0, such a timedelta, or None"
 A_BACKOFF = "a callable or its dotted path"
 AN_EXECUTOR = "an ExecutorFactory or its dotted path"
 
@@ -131,7 +146,18 @@ WRONG = [
         for value in ("3", 0, -1, 2.0, True, None, float("inf"))
     ],
     *[wrong("BACKOFF", value, A_BACKOFF) for value in (5, 0.5, True, None, "linear")],
-    *[wrong("STORE", value, A_STORE) for value in ("sqlite", "database", "", 3, None)],
+    *[wrong("STORE", value, A_STORE) for value in ("redis", "", 3, None)],
+    *[
+        wrong("RESULT_TTL", value, A_TTL)
+        for value in ("7 days", 0, -1, True, float("inf"), timedelta(0), timedelta(-1))
+    ],
+    pytest.param(
+        {"OPTIONS": {"STORE": Picky, "STORE_OPTIONS": {"SIZE": -1}}},
+        "E003",
+        f"{AT}['STORE_OPTIONS']['SIZE'] must be a number above 0, got -1.",
+        None,
+        id="option that a store refuses",
+    ),
     *[wrong("EXECUTOR", value, AN_EXECUTOR) for value in ("threads", "", 3, None)],
     *[
         wrong(key, value, A_DICT)
@@ -445,6 +471,7 @@ RIGHT_OPTIONS = st.fixed_dictionaries(
     optional={
         "MAX_WORKERS": st.integers(1),
         "MAX_RESULTS": st.none() | st.integers(0),
+        "RESULT_TTL": st.none() | st.integers(1) | st.floats(0.001, 1e9),
         "MAX_PENDING": st.none() | st.integers(1),
         "SHUTDOWN_TIMEOUT": st.integers(0, 10**6) | st.floats(0, 1e6),
         "MAX_ATTEMPTS": st.integers(1),
@@ -536,6 +563,7 @@ class TestRightSettings:
 
         assert parsed.max_workers == options.get("MAX_WORKERS", 10)
         assert parsed.max_results == options.get("MAX_RESULTS", 1000)
+        assert parsed.result_ttl_s == options.get("RESULT_TTL")
         assert parsed.max_pending == options.get("MAX_PENDING")
         assert parsed.shutdown_timeout_s == options.get("SHUTDOWN_TIMEOUT", 30.0)
         assert parsed.max_attempts == options.get("MAX_ATTEMPTS", 1)
@@ -544,6 +572,27 @@ class TestRightSettings:
         assert parsed.store is Choosy
         assert parsed.store_options == options.get("STORE_OPTIONS", {})
         assert parsed.executor_options == {}
+
+    def test_database_store_needs_its_app(self) -> None:
+        with override_settings(INSTALLED_APPS=["django_tasks_local"]):
+            found = parse({"OPTIONS": {"STORE": "database"}})
+        assert isinstance(found, list)
+        assert found[-1] == Finding(
+            "django_tasks_local.E007",
+            f"{AT}['STORE'] is 'database', for which "
+            "'django_tasks_local.stores.database' has to stand in INSTALLED_APPS.",
+            "Then run 'manage.py migrate'.",
+        )
+
+    def test_what_outlives_the_process_is_kept_for_a_week(self) -> None:
+        cases: list[tuple[dict[str, Any], int | None, float | None]] = [
+            ({}, None, 7 * 24 * 3600.0),
+            ({"MAX_RESULTS": 5, "RESULT_TTL": None}, 5, None),
+            ({"RESULT_TTL": timedelta(minutes=1)}, None, 60.0),
+        ]
+        for options, max_results, ttl_s in cases:
+            parsed = parse_right({"STORE": Durable, **options})
+            assert (parsed.max_results, parsed.result_ttl_s) == (max_results, ttl_s)
 
     @pytest.mark.parametrize(
         "store",

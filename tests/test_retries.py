@@ -85,7 +85,7 @@ class TestAttempts:
             assert error.traceback.endswith(f"ValueError: attempt {number}\n")
         pids = [worker_id.split(":")[1] for worker_id in handle.worker_ids]
         assert len(pids) == 3
-        assert (set(pids) == {str(os.getpid())}) is (alias == "default")
+        assert (set(pids) == {str(os.getpid())}) is (alias != "cpu")
         assert handle.started_at is not None
         assert handle.last_attempted_at is not None
         assert handle.finished_at is not None
@@ -234,7 +234,7 @@ class TestBackoffs:
             worker_ids = handle.worker_ids[:number]
             assert each["worker_ids"] == worker_ids
             assert each["pid"] == int(worker_ids[-1].split(":")[1])
-            assert (each["pid"] == os.getpid()) is (alias == "default")
+            assert (each["pid"] == os.getpid()) is (alias != "cpu")
             assert [each["error"], each["attempt"]] == ["Noted", number]
             assert each["status"] == "FAILED"
             assert each["errors"] == ["tests.retry_tasks.Noted"] * number

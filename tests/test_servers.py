@@ -45,6 +45,10 @@ SITE = {
                 "BACKEND": "django_tasks_local.ProcessPoolBackend",
                 "OPTIONS": OPTIONS,
             },
+            "loop": {
+                "BACKEND": "django_tasks_local.EventLoopBackend",
+                "OPTIONS": OPTIONS,
+            },
         }
     """,
     "site_tasks.py": """
@@ -64,7 +68,7 @@ SITE = {
             return name
     """,
     "site_urls.py": """
-        import os
+        import asyncio, os
         from django.http import JsonResponse
         from django.urls import path
         from django_tasks_local.state import get_executor_state
@@ -81,7 +85,8 @@ SITE = {
             task = echo.using(backend=alias)
             handles = [await task.aenqueue(value) for value in range(first, last)]
             values = [await handle for handle in handles]
-            return JsonResponse({"pid": os.getpid(), "values": values})
+            loop = type(asyncio.get_running_loop()).__module__
+            return JsonResponse({"pid": os.getpid(), "values": values, "loop": loop})
 
         def hold(request, alias, port, name):
             handle = finish.using(backend=alias).enqueue(port, name)
@@ -122,7 +127,7 @@ SITE = {
         import site_urls
         if "HELD_AT_FORK" in os.environ:
             port = int(os.environ["HELD_AT_FORK"])
-            for alias in ("default", "cpu"):
+            for alias in ("default", "cpu", "loop"):
                 for value in range(4):
                     assert site_urls.echo.using(backend=alias).enqueue(value).wait(30)
                 task = site_urls.finish.using(backend=alias)
@@ -159,6 +164,7 @@ SITE = {
         import os, socket, sys
         from pathlib import Path
         from granian import Granian
+        from granian.constants import Loops
         from tests.gates import pass_gate
 
         def listen():
@@ -170,6 +176,7 @@ SITE = {
                 "site_asgi:application",
                 uds=Path(sys.argv[1]),
                 workers=int(sys.argv[2]),
+                loop=Loops(sys.argv[3]),
                 interface="asgi",
                 log_access=False,
             )
@@ -187,6 +194,12 @@ class Server:
     kind: str
     workers: int
     is_preloading: bool = False
+    loop: str | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of views, which it runs on threads or on its loop: under ASGI both."""
+        return ["sync"] if self.kind == "sync" else ["sync", "async"]
 
 
 def gunicorn(workers: int, kind: str, *, is_preloading: bool = False) -> Server:
@@ -200,14 +213,17 @@ def gunicorn(workers: int, kind: str, *, is_preloading: bool = False) -> Server:
     return Server(command, "sync", workers, is_preloading)
 
 
-def uvicorn(workers: int) -> Server:
-    options = ["--fd={fd}", f"--workers={workers}", "--no-access-log"]
-    command = ["-m", "uvicorn", *options, "site_asgi:application"]
-    return Server(command, "async", workers)
+def uvicorn(workers: int, loop: str = "auto") -> Server:
+    command = [
+        *("-m", "uvicorn", "--fd={fd}", f"--workers={workers}", f"--loop={loop}"),
+        *("--no-access-log", "site_asgi:application"),
+    ]
+    return Server(command, "async", workers, loop=loop)
 
 
-def granian(workers: int) -> Server:
-    return Server(["site_granian.py", "{path}", str(workers)], "async", workers)
+def granian(workers: int, loop: str = "auto") -> Server:
+    command = ["site_granian.py", "{path}", str(workers), loop]
+    return Server(command, "async", workers, loop=loop)
 
 
 # Every pair of gunicorn's options, but not all three together: a server takes seconds.
@@ -218,11 +234,12 @@ SERVERS = {
     "gunicorn-2-gthread-preload": gunicorn(2, "gthread", is_preloading=True),
     "gunicorn-4-sync-preload": gunicorn(4, "sync", is_preloading=True),
     "gunicorn-4-gthread": gunicorn(4, "gthread"),
-    "uvicorn-1": uvicorn(1),
-    "uvicorn-2": uvicorn(2),
-    "granian-1": granian(1),
-    "granian-2": granian(2),
+    "uvicorn-1-asyncio": uvicorn(1, "asyncio"),
+    "uvicorn-2-uvloop": uvicorn(2, "uvloop"),
+    "granian-1-uvloop": granian(1, "uvloop"),
+    "granian-2-asyncio": granian(2, "asyncio"),
 }
+ALIASES = ["default", "cpu", "loop"]
 VALUES = 1_000  # of each server
 PER_REQUEST = 10
 AT_ONCE = 8
@@ -253,10 +270,17 @@ class Site:
         self.family: set[int] | None = None
         """Its processes, once it was told to end."""
 
-    def connect(self, path: str) -> Connection:
+    @property
+    def url(self) -> str:
+        """For browsers, where its address has a port."""
+        assert not isinstance(self._address, str)
+        host, port = self._address
+        return f"http://{host}:{port}"
+
+    def connect(self, path: str, **headers: str) -> Connection:
         """Ask for a page, without waiting for it."""
         connection = Connection(self._address)
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         return connection
 
     def get(self, path: str) -> dict[str, Any]:
@@ -278,9 +302,15 @@ class Site:
 
 
 @contextmanager
-def running(server: Server, directory: Path, **gates: Gate) -> Generator[Site]:
+def running(
+    server: Server,
+    directory: Path,
+    site_files: Mapping[str, str] = SITE,
+    /,
+    **gates: Gate,
+) -> Generator[Site]:
     """Run a server; at the end it has ended well, with all its processes."""
-    write_files(directory, SITE)
+    write_files(directory, site_files)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, Gate() as up:
         # It listens already: requests wait until the server has come up.
         fd, path = listener.fileno(), str(directory / "socket")
@@ -323,14 +353,18 @@ def running(server: Server, directory: Path, **gates: Gate) -> Generator[Site]:
 def values_reach_who_asked(site: Site, server: Server, *, first: int) -> None:
     def ask(number: int) -> list[tuple[int, int]]:
         """Which process answered, and which ran the tasks."""
-        alias = ("default", "cpu")[number // PER_REQUEST % 2]
+        request = number // PER_REQUEST
+        alias = ALIASES[request % len(ALIASES)]
+        kind = server.kinds[request % len(server.kinds)]
         last = number + PER_REQUEST
-        answer = site.get(f"/{server.kind}/{alias}/{number}/{last}")
+        answer = site.get(f"/{kind}/{alias}/{number}/{last}")
+        if kind == "async":
+            assert answer["loop"].split(".")[0] == server.loop
         values = [value for value, _ in answer["values"]]
         assert values == list(range(number, last))
         pids = [pid for _, pid in answer["values"]]
         for pid in pids:
-            assert (pid == answer["pid"]) is (alias == "default")
+            assert (pid == answer["pid"]) is (alias != "cpu")
         return [(answer["pid"], pid) for pid in pids]
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -360,12 +394,12 @@ def test_values_reach_who_asked_and_sigterm_waits_for_tasks(
     with running(server, tmp_path, **gates) as site:
         values_reach_who_asked(site, server, first=VALUES * list(SERVERS).index(name))
         held = Counter[tuple[int, str]]()
-        for number, alias in product(range(3), ("default", "cpu")):
+        for number, alias in product(range(3), ALIASES):
             path = f"/hold/{alias}/{gate.port}/{alias}-{number}"
             held[site.get(path)["pid"], alias] += 1
         # Two run at a time in each process.
         running_count = sum(min(2, n) for n in held.values())
-        for _ in range(running_count + 2 * server.is_preloading):
+        for _ in range(running_count + 3 * server.is_preloading):
             gate.next_visitor()
         site.terminate()
         for _ in range(server.workers):
@@ -374,13 +408,13 @@ def test_values_reach_who_asked_and_sigterm_waits_for_tasks(
         for number, pid in enumerate({pid for pid, _ in held}):
             assert not wait_until_gone(pid, timeout_s=0.0 if number else 0.2)
         gate.open()
-    done = {f"{alias}-{n}" for alias in ("default", "cpu") for n in range(3)}
+    done = {f"{alias}-{n}" for alias in ALIASES for n in range(3)}
     if server.is_preloading:
-        done |= {"preloaded-default", "preloaded-cpu"}
+        done |= {f"preloaded-{alias}" for alias in ALIASES}
     assert {path.name for path in tmp_path.glob("*-*")} == done
 
 
-@pytest.mark.parametrize("alias", ["default", "cpu"])
+@pytest.mark.parametrize("alias", ALIASES)
 def test_a_client_that_disconnects_leaves_the_task_alone(
     alias: str, tmp_path: Path, gate: Gate, other_gate: Gate
 ) -> None:
@@ -550,12 +584,6 @@ type Message = Mapping[str, object]
 type Receive = Callable[[], Awaitable[Message]]
 type Send = Callable[[Message], Awaitable[None]]
 type Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 class Starting:

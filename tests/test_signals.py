@@ -18,7 +18,7 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 
 from django_tasks_local import LocalTaskResult
 
-from .conftest import Configure
+from .conftest import WORKERS, Configure
 from .gates import LONG_S, Gate
 from .tasks import OwnBase, add, async_add, enqueue_hold, fail, hold
 
@@ -102,8 +102,8 @@ def test_only_task_enqueued_is_sent_on_the_enqueuers_thread(
     add.using(backend=alias).enqueue(1, 2).wait(LONG_S)
     assert seen.threads == {
         "enqueued": threading.current_thread().name,
-        "started": f"django-tasks-{alias}-0",
-        "finished": f"django-tasks-{alias}-0",
+        "started": f"django-tasks-{WORKERS[alias]}",
+        "finished": f"django-tasks-{WORKERS[alias]}",
     }
 
 

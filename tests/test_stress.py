@@ -104,7 +104,6 @@ def test_a_hundred_threads_wait_for_one_result_and_some_give_up(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_thousand_coroutines_await_one_result_and_some_are_cancelled(
     alias: str, gate: Gate
 ) -> None:

@@ -1,18 +1,22 @@
 """Tasks that enqueue, look up and wait for tasks, wherever each of them runs."""
 
 import itertools
+import os
+import signal
 from typing import Any
 
 import pytest
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 
+from .awaiting_tasks import gather_standing, let_all_go
 from .conftest import Configure
 from .gates import LONG_S, Gate
 from .tasks import (
     add,
     add_by_task,
     add_by_task_async,
+    async_add,
     cancel_waiters,
     enqueue_and_wait,
     enqueue_hold,
@@ -28,10 +32,10 @@ from .tasks import (
     wait_too_short,
 )
 
-ALIASES = ["default", "cpu"]
+ALIASES = ["default", "cpu", "loop"]
 
 
-@pytest.fixture(params=ALIASES, ids=["for_threads", "for_processes"])
+@pytest.fixture(params=ALIASES, ids=["for_threads", "for_processes", "for_loop"])
 def inner_alias(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -43,7 +47,7 @@ def test_a_task_waits_for_a_task(alias: str, inner_alias: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "aliases", [["default"], ["cpu"], ["default", "cpu"]], ids="-".join
+    "aliases", [*([alias] for alias in ALIASES), ALIASES], ids="-".join
 )
 @pytest.mark.parametrize("task", [nest, nest_async], ids=["sync", "async"])
 def test_nesting_deeper_than_max_workers_does_not_lock_up(
@@ -132,6 +136,30 @@ def test_cancelled_awaits_in_a_task_leave_what_they_await_alone(
     gate.open()
     expected = ["CancelledError"] * 3 + ["TimeoutError"] * 2 + ["RUNNING", "inner"]
     assert outer.wait(LONG_S) == expected
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_process_that_has_stopped_does_not_hold_up_the_loop_of_what_it_awaits(
+    configure: Configure, gate: Gate, is_killed: bool
+) -> None:
+    count = 1000  # more than its pipe holds of what it is told
+    configure("loop", MAX_WORKERS=2 * count)
+    outer = gather_standing.using(backend="cpu").enqueue(count, gate.port)
+    visitor = gate.next_visitor()
+    os.kill(int(visitor.name), signal.SIGSTOP)
+    try:
+        assert let_all_go.enqueue().wait(LONG_S) == count
+        assert async_add.using(backend="loop").enqueue(1, 2).wait(LONG_S) == 3
+        if is_killed:
+            outer.cancel()
+    finally:
+        os.kill(int(visitor.name), signal.SIGCONT)
+    visitor.let_go()
+    if is_killed:
+        outer.join(LONG_S)
+        assert outer.status is TaskResultStatus.FAILED
+    else:
+        assert outer.wait(LONG_S) == count
 
 
 def test_a_task_gathers_tasks(alias: str, inner_alias: str) -> None:

@@ -351,6 +351,8 @@ class TestEverywhere:
 
     @pytest.mark.parametrize("is_async", [False, True], ids=["function", "coroutine"])
     def test_an_error_in_time_is_that_error(self, alias: str, is_async: bool) -> None:
+        if alias == "loop" and not is_async:
+            return  # refused there
         failing: LocalTask[..., None] = async_fail if is_async else fail
         handle = limited(failing, LONG_S, alias).enqueue("ValueError")
         handle.join(LONG_S)

@@ -7,24 +7,41 @@ import pickle
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 import trio
+import uvloop
 from django.core.exceptions import SynchronousOnlyOperation
 from django.tasks import TaskResultStatus, task_backends
 
 from django_tasks_local import LocalTaskResult, TaskFailed, wait
+from django_tasks_local.async_bridge import Bell
 from django_tasks_local.errors import TaskFailed as TaskFailedByItsModule
 
-from .conftest import Configure
+from .awaiting_tasks import time_out_often
+from .conftest import BACKENDS, LOOPS, Configure
 from .gates import LONG_S, Gate
+from .leftovers import kept_waiters, objects_and_memory_blocks
 from .tasks import add, async_add, fail, hold
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
+
+
+type NewLoop = Callable[[], asyncio.AbstractEventLoop]
+type Loop = str | tuple[str, dict[str, Any]]
+
+
+def run_on[T](loop: Loop, main: Callable[[], Awaitable[T]], *, debug: bool = True) -> T:
+    """Run a coroutine function on one of the loops that all tests share."""
+    name, options = (loop, {}) if isinstance(loop, str) else loop
+    if not debug and name == "asyncio":
+        options = {**options, "debug": False}
+    return anyio.run(main, backend=name, backend_options=options)
 
 
 class TestThreads:
@@ -133,12 +150,6 @@ class TestThreads:
         assert len(gc.get_objects()) - before < 100
         gate.open()
         handle.wait(LONG_S)
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.mark.anyio
@@ -273,24 +284,29 @@ def test_enqueuing_and_looking_up_take_no_other_thread(
     assert [name for name in started if not name.startswith("django-tasks-")] == []
 
 
+@pytest.mark.parametrize(
+    "new_loop",
+    [asyncio.new_event_loop, uvloop.new_event_loop],
+    ids=["asyncio", "uvloop"],
+)
 class TestAsyncio:
-    """What asyncio alone has."""
+    """What asyncio alone has, and uvloop with it."""
 
-    def test_gather(self, alias: str) -> None:
+    def test_gather(self, alias: str, new_loop: NewLoop) -> None:
         async def main() -> list[int]:
             handles = [await add.using(backend=alias).aenqueue(n, 1) for n in range(9)]
             return list(await asyncio.gather(*handles))
 
-        assert asyncio.run(main()) == list(range(1, 10))
+        assert asyncio.run(main(), loop_factory=new_loop) == list(range(1, 10))
 
-    def test_gather_of_one_handle_twice(self, alias: str) -> None:
+    def test_gather_of_one_handle_twice(self, alias: str, new_loop: NewLoop) -> None:
         async def main() -> tuple[int, int]:
             handle = await add.using(backend=alias).aenqueue(1, 1)
             return await asyncio.gather(handle, handle)
 
-        assert list(asyncio.run(main())) == [2, 2]
+        assert list(asyncio.run(main(), loop_factory=new_loop)) == [2, 2]
 
-    def test_wait_for(self, alias: str, gate: Gate) -> None:
+    def test_wait_for(self, alias: str, gate: Gate, new_loop: NewLoop) -> None:
         async def main() -> object:
             handle = await hold.using(backend=alias).aenqueue(gate.port, "unharmed")
             with pytest.raises(TimeoutError):
@@ -298,9 +314,9 @@ class TestAsyncio:
             gate.open()
             return await asyncio.wait_for(handle, LONG_S)
 
-        assert asyncio.run(main()) == "unharmed"
+        assert asyncio.run(main(), loop_factory=new_loop) == "unharmed"
 
-    def test_task_group_and_timeout(self, alias: str) -> None:
+    def test_task_group_and_timeout(self, alias: str, new_loop: NewLoop) -> None:
         async def value_of(handle: LocalTaskResult[int]) -> int:
             return await handle
 
@@ -310,9 +326,11 @@ class TestAsyncio:
                 tasks = [group.create_task(value_of(handle)) for handle in handles]
             return [task.result() for task in tasks]
 
-        assert asyncio.run(main()) == [1, 2, 3]
+        assert asyncio.run(main(), loop_factory=new_loop) == [1, 2, 3]
 
-    def test_as_completed(self, alias: str, configure: Configure, gate: Gate) -> None:
+    def test_as_completed(
+        self, alias: str, configure: Configure, gate: Gate, new_loop: NewLoop
+    ) -> None:
         configure(alias, MAX_WORKERS=3)
 
         async def main() -> list[object]:
@@ -328,30 +346,14 @@ class TestAsyncio:
                     visitors[order.pop(0)].let_go()
             return seen
 
-        assert asyncio.run(main()) == [1, 2, 0]
+        assert asyncio.run(main(), loop_factory=new_loop) == [1, 2, 0]
 
-    def test_waiters_of_several_loops_wake(self, alias: str, gate: Gate) -> None:
-        handle = hold.using(backend=alias).enqueue(gate.port, "everywhere")
-        visitor = gate.next_visitor()
-        ready = threading.Barrier(4)
-
-        async def await_it() -> object:
-            waiter = asyncio.ensure_future(handle.ajoin())
-            await asyncio.sleep(0)
-            ready.wait(LONG_S)
-            await waiter
-            return handle.return_value
-
-        with ThreadPoolExecutor(3) as pool:
-            futures = [pool.submit(asyncio.run, await_it()) for _ in range(3)]
-            ready.wait(LONG_S)
-            visitor.let_go()
-            assert [future.result(LONG_S) for future in futures] == ["everywhere"] * 3
-
-    def test_a_closed_loop_does_no_harm(self, alias: str, gate: Gate) -> None:
+    def test_a_closed_loop_does_no_harm(
+        self, alias: str, gate: Gate, new_loop: NewLoop
+    ) -> None:
         handle = hold.using(backend=alias).enqueue(gate.port, "unharmed")
         visitor = gate.next_visitor()
-        loop = asyncio.new_event_loop()
+        loop = new_loop()
         waiting = loop.create_task(handle.ajoin())
         loop.call_soon(loop.stop)
         loop.run_forever()
@@ -359,6 +361,131 @@ class TestAsyncio:
         visitor.let_go()
         assert handle.wait(LONG_S) == "unharmed"
         waiting._log_destroy_pending = False  # type: ignore[attr-defined]  # on purpose
+
+
+def test_waiters_of_several_loops_at_once_wake(alias: str, gate: Gate) -> None:
+    handle = hold.using(backend=alias).enqueue(gate.port, "everywhere")
+    visitor = gate.next_visitor()
+    loops = [*LOOPS.values(), *LOOPS.values()]
+    ready = threading.Barrier(len(loops) + 1)
+
+    async def await_it() -> object:
+        mine = hold.using(backend=alias).get_result(handle.id)
+        async with anyio.create_task_group() as group:
+            group.start_soon(mine.ajoin)
+            await anyio.wait_all_tasks_blocked()
+            ready.wait(LONG_S)
+        return mine.return_value
+
+    with ThreadPoolExecutor(len(loops)) as pool:
+        futures = [pool.submit(run_on, loop, await_it) for loop in loops]
+        ready.wait(LONG_S)
+        visitor.let_go()
+        values = [future.result(LONG_S) for future in futures]
+    assert values == ["everywhere"] * len(loops)
+
+
+@pytest.mark.parametrize("loop", [*LOOPS.values()], ids=[*LOOPS])
+def test_a_task_that_ends_after_the_waiters_loop_finds_nobody_to_wake(
+    loop: Loop, gate: Gate
+) -> None:
+    handle = hold.enqueue(gate.port, "unharmed")
+    visitor = gate.next_visitor()
+    late: list[Bell] = []
+
+    async def leave_bell() -> None:
+        with anyio.move_on_after(0):
+            await handle
+        late.append(Bell())
+
+    run_on(loop, leave_bell)
+    visitor.let_go()
+    assert handle.wait(LONG_S) == "unharmed"
+    late.pop().ring()  # as one does that has just been about to
+
+
+class TestNothingIsLeft:
+    """Of what waits with a time limit, again and again, for a task that goes on."""
+
+    @staticmethod
+    async def time_out(handle: LocalTaskResult[Any], count: int) -> int:
+        """In each way that all loops have; how often it did."""
+        timed_out = 0
+        for _ in range(count):
+            try:
+                await handle.ajoin(0)
+            except TimeoutError:
+                timed_out += 1
+            with anyio.move_on_after(0) as scope:
+                await handle
+            timed_out += scope.cancelled_caught
+            async with aclosing(handle.watch()) as changes:
+                with anyio.move_on_after(0) as scope:
+                    await anext(changes)
+                timed_out += scope.cancelled_caught
+        return timed_out
+
+    @staticmethod
+    async def time_out_under_asyncio(handle: LocalTaskResult[Any], count: int) -> int:
+        timed_out = 0
+        for _ in range(count):
+            try:
+                async with asyncio.timeout(0):
+                    await handle
+            except TimeoutError:
+                timed_out += 1
+            try:
+                await asyncio.wait_for(handle.ajoin(), 0)
+            except TimeoutError:
+                timed_out += 1
+        return timed_out
+
+    @pytest.mark.parametrize(
+        "loop, count, count_under_asyncio",
+        [
+            (LOOPS["asyncio"], 3_500, 45_000),
+            (LOOPS["uvloop"], 500, 500),
+            (LOOPS["trio"], 500, 0),
+        ],
+        ids=[*LOOPS],
+    )
+    def test_after_a_hundred_thousand_awaits_memory_is_what_it_was(
+        self, gate: Gate, loop: Loop, count: int, count_under_asyncio: int
+    ) -> None:
+        handle = hold.enqueue(gate.port)
+        gate.next_visitor()
+        handle.refresh()
+
+        async def time_out(count: int, count_under_asyncio: int) -> None:
+            timed_out = await self.time_out(handle, count)
+            timed_out += await self.time_out_under_asyncio(handle, count_under_asyncio)
+            assert timed_out == 3 * count + 2 * count_under_asyncio
+
+        async def main() -> None:
+            await time_out(100, min(100, count_under_asyncio))
+            before = objects_and_memory_blocks()
+            await time_out(count, count_under_asyncio)
+            objects, blocks = objects_and_memory_blocks()
+            assert kept_waiters(handle) == []
+            assert objects - before[0] < 50
+            assert blocks - before[1] < 200
+
+        run_on(loop, main, debug=False)  # which would take a minute
+
+    @pytest.mark.parametrize("inner", BACKENDS)
+    def test_in_a_task_that_waits(self, alias: str, gate: Gate, inner: str) -> None:
+        handle = hold.using(backend=inner).enqueue(gate.port)
+        gate.next_visitor()
+        task = time_out_often.using(backend=alias)
+        task.enqueue(inner, handle.id, 10).wait(LONG_S)
+        before = objects_and_memory_blocks()
+        objects, blocks = task.enqueue(inner, handle.id, 50).wait(LONG_S)
+        here = objects_and_memory_blocks()
+        assert kept_waiters(handle) == []
+        assert objects < 50
+        assert blocks < 200
+        # What is left here of a finished task is its result.
+        assert here[0] - before[0] < 50
 
 
 class TestHandles:

@@ -56,12 +56,6 @@ def forms(sync: object, coroutine: object) -> pytest.MarkDecorator:
     )
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 @pytest.fixture
 def both_django_and_foreign(nothing_left_behind: None) -> Iterator[None]:
     """Aliases of Django's ImmediateBackend, and of one that only answers look-ups."""
@@ -640,7 +634,7 @@ class TestAsCompletedOfOtherBackends:
         with pytest.raises(TimeoutError, match="1 of 1 tasks are unfinished"):
             list(as_completed([theirs], timeout=0))
         for thread in threading.enumerate():
-            if thread.name == "django-tasks-poll":
+            if thread.name == "django-tasks-foreign-poll":
                 thread.join(LONG_S)
                 assert not thread.is_alive()
 

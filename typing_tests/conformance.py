@@ -16,12 +16,14 @@ from django_tasks_local import (
 from django_tasks_local.async_bridge import Completion
 from django_tasks_local.dispatcher import Dispatcher
 from django_tasks_local.executors.child import PipeLink
+from django_tasks_local.executors.event_loop import EventLoopExecutor
 from django_tasks_local.executors.processes import ProcessExecutor
 from django_tasks_local.executors.threads import ThreadExecutor
-from django_tasks_local.foreign_results import ForeignResult
 from django_tasks_local.jobs import Job
 from django_tasks_local.options import LocalOptions
+from django_tasks_local.poller import PolledResult
 from django_tasks_local.protocols import (
+    CallbackExecutor,
     ExecutorFactory,
     ParentLink,
     ResultStore,
@@ -44,10 +46,15 @@ from django_tasks_local.testing import (
 def executors(options: LocalOptions, host: WorkerHost) -> None:
     _a: TaskExecutor = ThreadExecutor(options, host=host)
     _b: TaskExecutor = ProcessExecutor(options, host=host)
+    _c: TaskExecutor = EventLoopExecutor(options, host=host)
+    _d: CallbackExecutor = ThreadExecutor(options, host=host)
+    _e: CallbackExecutor = ProcessExecutor(options, host=host)
+    _f: CallbackExecutor = EventLoopExecutor(options, host=host)
 
 
 _threads: ExecutorFactory = ThreadExecutor
 _processes: ExecutorFactory = ProcessExecutor
+_event_loop: ExecutorFactory = EventLoopExecutor
 
 
 def stores(options: LocalOptions) -> None:
@@ -69,7 +76,7 @@ def hosts(dispatcher: Dispatcher, link: PipeLink) -> None:
 def waitables(record: Record, job: Job) -> None:
     _a: Waitable = Completion(record)
     _b: Waitable = job
-    _c: Waitable = ForeignResult(record)
+    _c: Waitable = PolledResult(record)
 
 
 def handles(handle: LocalTaskResult[int]) -> None:

@@ -21,6 +21,10 @@ several: TasksSetting = {
         "OPTIONS": {"MAX_WORKERS": 10},
     },
     "cpu": {"BACKEND": "django_tasks_local.ProcessPoolBackend"},
+    "io": {
+        "BACKEND": "django_tasks_local.EventLoopBackend",
+        "OPTIONS": {"LOOP": "uvloop", "SYNC_THREADS": 5, "SLOW_CALLBACK_S": None},
+    },
     "old": {"BACKEND": "django_tasks_local.backend.ThreadPoolBackend"},
     "now": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
     "never": {"BACKEND": "django.tasks.backends.dummy.DummyBackend", "QUEUES": []},

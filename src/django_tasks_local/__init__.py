@@ -12,7 +12,7 @@ Importing the package starts nothing and imports no model. How a task goes::
           v                                                                      |
     dispatcher   into a free slot: executor.submit(call)                         |
           v                                                                      |
-    executors    a thread | a child process                                      |
+    executors    a thread | a child process | an event loop                      |
           v                                                                      |
     worker       context, connections; calls the function, and the backoff if    |
           v      that fails; outcome = plain data                                |
@@ -23,12 +23,16 @@ Importing the package starts nothing and imports no model. How a task goes::
     results      result.wait() in sync code, `await result` in async code
 """
 
-from .backend import ProcessPoolBackend, ThreadPoolBackend
+from .backend import EventLoopBackend, ProcessPoolBackend, ThreadPoolBackend
 from .completed import as_completed
 from .context import LocalTaskContext, ResultIdFilter, current_result_id
 from .errors import QueueFull, TaskCancelled, TaskFailed, TaskTimeout, WorkerLost
-from .options import (
+from .progress import Progress
+from .results import LocalTaskResult, wait
+from .setting_types import (
     DjangoBackendSetting,
+    EventLoopOptions,
+    EventLoopSetting,
     OtherBackendSetting,
     PoolOptions,
     ProcessPoolOptions,
@@ -37,12 +41,13 @@ from .options import (
     ThreadPoolOptions,
     ThreadPoolSetting,
 )
-from .progress import Progress
-from .results import LocalTaskResult, wait
 from .tasks import LocalTask, task
 
 __all__ = [
     "DjangoBackendSetting",
+    "EventLoopBackend",
+    "EventLoopOptions",
+    "EventLoopSetting",
     "LocalTask",
     "LocalTaskContext",
     "LocalTaskResult",

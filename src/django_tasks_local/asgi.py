@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 
 from .async_bridge import is_in_trio
+from .backend import serve_all
 from .state import drain
 
 __all__ = ["lifespan"]
@@ -31,6 +32,9 @@ def lifespan[
     application: Callable[[Scope, Receive, Send], Awaitable[object]], /
 ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """Return an ASGI application that waits for tasks before its server ends.
+
+    When the server starts, aliases whose store outlives processes begin to look after
+    their tasks, as they otherwise do at the first request.
 
     At the server's shutdown event running and waiting tasks have ``SHUTDOWN_TIMEOUT``
     to finish, as at Python's own exit, while the event loop goes on. All else is
@@ -88,6 +92,8 @@ class _Server:
         """Return the server's next event; its shutdown once tasks have finished."""
         message = await self._receive()
         self.received.add(message["type"])
+        if message["type"] == _STARTUP:
+            serve_all()
         if message["type"] == _SHUTDOWN:
             await _drain()
         return message

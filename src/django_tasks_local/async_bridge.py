@@ -11,11 +11,22 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, override
 
+import anyio.to_thread
+from asgiref.sync import sync_to_async
+
+from .identity import this_process
 from .records import Record
 
-__all__ = ["Bell", "Completion", "is_in_event_loop", "is_in_trio"]
+__all__ = [
+    "Bell",
+    "Completion",
+    "RemoteCompletion",
+    "in_thread",
+    "is_in_event_loop",
+    "is_in_trio",
+]
 
 
 class Completion:
@@ -25,14 +36,20 @@ class Completion:
     raise.
     """
 
-    __slots__ = ("_lock", "_waiters", "record")
+    __slots__ = ("_error", "_lock", "_waiters", "record")
 
     def __init__(self, record: Record) -> None:
         self.record: Record = record
         """Replaced, never changed, by whoever runs the task."""
+        self._error: BaseException | None = None
         self._lock = threading.Lock()
         # Each with the revision that it has seen; None: it waits for the end.
         self._waiters: dict[Callable[[], None], int | None] | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can still be waited for."""
+        return self._error is None
 
     def latest(self) -> Record:
         """The record: here it is always the latest."""
@@ -97,18 +114,21 @@ class Completion:
         for wake in waiters or ():
             wake()
 
-    def _is_past(self, revision: int | None) -> bool:
-        record = self.record
-        return record.is_finished or (
-            revision is not None and record.revision > revision
-        )
-
-    def interrupt(self) -> None:
-        """Wake everybody although it is not finished: it will not be, here."""
+    def fail(self, error: BaseException, /) -> None:
+        """Wake everybody, who will raise this: there will be no more news."""
         with self._lock:
+            if self._error is None:
+                self._error = error
             waiters, self._waiters = self._waiters, None
         for wake in waiters or ():
             wake()
+
+    def _is_past(self, revision: int | None) -> bool:
+        return self._error is not None or self.record.is_past(revision)
+
+    def _raise_error(self, revision: int | None) -> None:
+        if self._error is not None and not self.record.is_past(revision):
+            raise self._error
 
     def wait(
         self,
@@ -121,8 +141,19 @@ class Completion:
         """Block until the end; False when `timeout_s` seconds passed first.
 
         With a `revision`: until the record has a later one. `at_end` is called by
-        whoever finishes or changes the task, before anything else begins.
+        whoever finishes or changes the task, before anything else begins. Raises what
+        it has failed with.
         """
+        is_in_time = self._wait(timeout_s, at_end, revision)
+        self._raise_error(revision)
+        return is_in_time
+
+    def _wait(
+        self,
+        timeout_s: float | None,
+        at_end: Callable[[], None],
+        revision: int | None,
+    ) -> bool:
         if self._is_past(revision):
             return True
         if timeout_s is not None and timeout_s <= 0:
@@ -135,9 +166,9 @@ class Completion:
             at_end()
             ended.release()
 
-        if not self.add_waiter(wake, revision=revision):
-            return True
         try:
+            if not self.add_waiter(wake, revision=revision):
+                return True
             if timeout_s is None:
                 return ended.acquire()
             return ended.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
@@ -148,20 +179,43 @@ class Completion:
         self, *, at_end: Callable[[], None], revision: int | None = None
     ) -> None:
         """The same, letting other coroutines run, under asyncio or trio."""
-        if self._is_past(revision):
-            return
-        bell = Bell()
+        if not self._is_past(revision):
+            bell = Bell()
 
-        def wake() -> None:
-            at_end()
-            bell.ring()
+            def wake() -> None:
+                at_end()
+                bell.ring()
 
-        if not self.add_waiter(wake, revision=revision):
-            return
-        try:
-            await bell.wait()
-        finally:
-            self.remove_waiter(wake)
+            try:
+                if self.add_waiter(wake, revision=revision):
+                    await bell.wait()
+            finally:
+                self.remove_waiter(wake)
+        self._raise_error(revision)
+
+
+class RemoteCompletion(Completion):
+    """The same of a result that is brought on elsewhere.
+
+    To be used in the process that has made it; after a fork there has to be another.
+    """
+
+    __slots__ = ("_process",)
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record)
+        self._process = this_process()
+
+    @property
+    @override
+    def is_usable(self) -> bool:
+        """Whether it can be waited for, here and still."""
+        return super().is_usable and self._process == this_process()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiters)
 
 
 class Bell:
@@ -221,6 +275,18 @@ class _Awaited:
 def _set_done(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+async def in_thread[**P, R](
+    function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Call what may block on another thread, under asyncio or trio.
+
+    Under asyncio as Django does, so that it meets the caller's database connections.
+    """
+    if is_in_trio():  # where Django's own crossing does not work
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+    return await sync_to_async(function)(*args, **kwargs)
 
 
 def is_in_trio() -> bool:

@@ -1,26 +1,27 @@
 """Django's contract for task backends, kept thinly over an alias's state."""
 
+import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, override
 
-import anyio.to_thread
-from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.checks import CheckMessage
+from django.core.signals import request_started
 from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import DEFAULT_TASK_QUEUE_NAME, Task
-from django.tasks.exceptions import InvalidTask
+from django.tasks.exceptions import InvalidTask, InvalidTaskBackend
 from django.utils.timezone import is_aware
 
-from .async_bridge import is_in_trio
+from .async_bridge import in_thread
 from .backoff import Backoff
 from .checks import as_check_messages, as_exception
 from .context import current_result_id, is_running, parent_link
+from .executors.event_loop import EventLoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
-from .interruption import out_of_reach
+from .interruption import calls_in_reach, out_of_reach
 from .options import (
     Finding,
     LocalOptions,
@@ -40,15 +41,23 @@ from .state import (
     settings_generation,
     shutdown_executor,
 )
-from .tasks import LocalTask, arguments_text, as_arguments, metadata_text, task_spec
-from .times import to_timestamp
+from .tasks import (
+    LocalTask,
+    arguments_text,
+    as_arguments,
+    metadata_text,
+    run_after_of,
+    task_spec,
+)
 from .worker import is_async
 
 __all__ = [
+    "EventLoopBackend",
     "FuturesBackend",
     "ProcessPoolBackend",
     "ThreadPoolBackend",
     "current_result_id",
+    "serve_all",
 ]
 
 
@@ -73,6 +82,8 @@ class FuturesBackend(BaseTaskBackend):
     """The options of threads (`ThreadPoolOptions`) are among its own."""
     has_processes: ClassVar[bool] = False
     """The options of worker processes (`ProcessPoolOptions`) are among its own."""
+    has_event_loop: ClassVar[bool] = False
+    """The options of an event loop (`EventLoopOptions`) are among its own."""
     default_executor: ClassVar[ExecutorFactory]
     """What runs the tasks where ``OPTIONS["EXECUTOR"]`` names nothing else."""
 
@@ -112,16 +123,37 @@ class FuturesBackend(BaseTaskBackend):
         return state
 
     def _open_state(self) -> ExecutorState:
-        if self._generation != settings_generation() and self.alias in task_backends:
-            current = task_backends[self.alias]  # the settings in force win
-            if isinstance(current, FuturesBackend) and current is not self:
-                return current.state
+        current = self._in_force()
+        if current is not self:
+            return current.state
         options = self._parse()
         if isinstance(options, list):
             raise as_exception(options)
         return open_state(
             self.alias,
             lambda: ExecutorState(alias=self.alias, sender=type(self), options=options),
+        )
+
+    def _in_force(self) -> "FuturesBackend":
+        """The alias's backend of the settings in force, which win."""
+        if self._generation != settings_generation() and self.alias in task_backends:
+            current = task_backends[self.alias]
+            if isinstance(current, FuturesBackend):
+                return current
+        return self
+
+    def _may_block(self) -> bool:
+        """Whether the store, or to make it, may block."""
+        state = self._state()
+        if state is not None and not state.is_retired:
+            return state.store.may_block
+        current = self._in_force()
+        if current is not self:
+            return current._may_block()
+        options = self._parse()
+        # Where the settings are wrong, that is raised at once.
+        return not isinstance(options, list) and getattr(
+            options.store, "may_block", True
         )
 
     @property
@@ -144,7 +176,7 @@ class FuturesBackend(BaseTaskBackend):
                 f"{task.module_path}: {type(self).__name__} cannot stop "
                 f"{'a coroutine' if is_async(task.func) else 'a function'}. Worker "
                 "processes (ProcessPoolBackend) are killed when their time is over, "
-                "and coroutines (async def) are cancelled on threads too; for "
+                "and coroutines (async def) are cancelled, on threads too; for "
                 "functions on threads there is OPTIONS['TIMEOUT_ON_THREADS'] = "
                 "'raise', with the risks that the documentation names."
             )
@@ -252,7 +284,7 @@ class FuturesBackend(BaseTaskBackend):
         if wait:
             result = await self.aget_result(result_id)
             return await result.acancel(wait=True)
-        return await _in_thread(self._cancel, result_id)
+        return await in_thread(self._cancel, result_id)
 
     @override
     def get_result(self, result_id: str) -> LocalTaskResult[Any]:
@@ -272,9 +304,41 @@ class FuturesBackend(BaseTaskBackend):
     @override
     async def aget_result(self, result_id: str) -> LocalTaskResult[Any]:
         """As `get_result`; with a store that does not block, on this very thread."""
-        if parent_link() is not None or self.state.store.may_block:
-            return await _in_thread(self.get_result, result_id)
+        if parent_link() is not None or self._may_block():
+            return await in_thread(self.get_result, result_id)
         return self.get_result(result_id)
+
+    def get_records(self, result_ids: Sequence[str], /) -> Mapping[str, Record]:
+        """What this process's store has of these, by id; with a single look-up."""
+        return self.state.store.get(result_ids)
+
+    def store_version(self) -> int | None:
+        """Another number once another process has changed a result.
+
+        None where its store cannot say that in no time.
+        """
+        version: Callable[[], int | None] | None = getattr(
+            self.state.store, "version", None
+        )
+        return None if version is None else version()
+
+    def serve(self) -> None:
+        """Look after the tasks of a store that outlives processes, from now on.
+
+        As the first request and the first enqueue of a process do. Does not wait. Does
+        nothing with another store, nor where the settings are wrong.
+        """
+        if parent_link() is None and self.outlives_processes:
+            self.state.serve()
+
+    @property
+    def outlives_processes(self) -> bool:
+        """Whether its tasks wait in a store for the next process when one has ended.
+
+        False where the settings are wrong.
+        """
+        options = self._parse()
+        return not isinstance(options, list) and hasattr(options.store, "ownership")
 
     @override
     def check(self, **kwargs: Any) -> list[CheckMessage]:
@@ -296,6 +360,7 @@ class FuturesBackend(BaseTaskBackend):
                 default_executor=self.default_executor,
                 has_threads=self.has_threads,
                 has_processes=self.has_processes,
+                has_event_loop=self.has_event_loop,
             )
         return self._parsed
 
@@ -318,6 +383,8 @@ class FuturesBackend(BaseTaskBackend):
         spec = task_spec(task)
         while True:
             try:
+                if not calls_in_reach:
+                    return self.state.enqueue(task, spec, calls)
                 with out_of_reach:
                     return self.state.enqueue(task, spec, calls)
             except Retired:
@@ -326,17 +393,16 @@ class FuturesBackend(BaseTaskBackend):
     async def _aenqueue(
         self, task: "Task[..., Any]", calls: Sequence[str]
     ) -> list[LocalTaskResult[Any]]:
-        if parent_link() is not None or self.state.store.may_block:
-            return await _in_thread(self._enqueue, task, calls)
         if not calls:
             return []
         spec = task_spec(task)
-        while True:
+        while parent_link() is None and not self._may_block():
             try:
                 with out_of_reach:
                     return await self.state.aenqueue(task, spec, calls)
             except Retired:
                 continue  # as above
+        return await in_thread(self._enqueue, task, calls)
 
     def _enqueue_by(
         self, link: ParentLink, task: "Task[..., Any]", calls: Sequence[str]
@@ -346,7 +412,7 @@ class FuturesBackend(BaseTaskBackend):
                 task_spec(task),
                 self.alias,
                 tuple(calls),
-                to_timestamp(task.run_after),
+                run_after_of(task),
                 metadata_text(task),
             )
         )
@@ -363,15 +429,6 @@ class FuturesBackend(BaseTaskBackend):
 
 def _no_state() -> None:
     return None
-
-
-async def _in_thread[**P, R](
-    function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
-) -> R:
-    """Run a blocking call of an async method on another thread."""
-    if is_in_trio():  # where Django's own crossing does not work
-        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs))
-    return await sync_to_async(function)(*args, **kwargs)
 
 
 class ThreadPoolBackend(FuturesBackend):
@@ -396,3 +453,52 @@ class ProcessPoolBackend(FuturesBackend):
     @classmethod
     def default_max_workers(cls) -> int:
         return default_process_count()
+
+
+class EventLoopBackend(FuturesBackend):
+    """Runs coroutines on one event loop: for work that awaits, thousands at once.
+
+    The loop has a thread of its own. A function that is no coroutine function runs on
+    one of a few threads beside it (``SYNC_THREADS``).
+    """
+
+    has_event_loop: ClassVar[bool] = True
+    default_executor: ClassVar[ExecutorFactory] = EventLoopExecutor
+
+    @override
+    @classmethod
+    def default_max_workers(cls) -> int:
+        return 1000
+
+
+# A process looks after tasks once it serves.
+
+_served_generation: int | None = None
+
+
+def serve_all(**_: object) -> None:
+    """Have all aliases look after their tasks: at the first request of a process.
+
+    Does nothing later, until the settings change. Does not wait.
+    """
+    global _served_generation
+    if _served_generation == settings_generation():
+        return
+    _served_generation = settings_generation()
+    for alias in task_backends:
+        try:
+            backend = task_backends[alias]
+        except InvalidTaskBackend:  # who uses it hears of that
+            continue
+        if isinstance(backend, FuturesBackend):
+            backend.serve()
+
+
+def _serve_anew() -> None:
+    global _served_generation
+    _served_generation = None
+
+
+request_started.connect(serve_all)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_serve_anew)

@@ -5,15 +5,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-from functools import partial
+from contextlib import contextmanager
 from itertools import count
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import anyio
-import anyio.to_thread
 
-from .async_bridge import Bell, Completion
+from .async_bridge import Bell
 from .context import lending_slot
 from .protocols import Waitable
 from .results import (
@@ -43,129 +41,111 @@ class Completed[R]:
 
     def __iter__(self) -> Generator[LocalTaskResult[R]]:
         refuse_to_block("use 'async for … in as_completed(…)'")
-        deadline_s = self._deadline_s()
-        group = next(_groups)
-        finished: SimpleQueue[_Waiting[R]] = SimpleQueue()
-        reclaim_slot: Callable[[], None] = _nothing
-        waiting: set[_Waiting[R]] = set()
-        try:
+        with _Waits[R](self._timeout) as waits:
             for handle in self._handles:
-                entry = _Waiting(handle)
-                waiting.add(entry)
-
-                def wake(entry: _Waiting[R] = entry) -> None:
-                    reclaim_slot()
-                    finished.put(entry)
-
-                if not handle.is_finished:
-                    entry.waitable = handle.open_waitable()
-                    entry.unsubscribe = entry.waitable.subscribe(wake, group=group)
-                if entry.unsubscribe is None:
-                    finished.put(entry)
-            while waiting:
-                try:
-                    entry = finished.get_nowait()
-                except Empty:
-                    with lending_slot(group=group) as reclaim_slot:
-                        entry = self._next(finished, deadline_s, len(waiting))
-                    reclaim_slot = _nothing
-                waiting.discard(entry)
-                yield entry.seen()
-        finally:
-            _unsubscribe(waiting)
+                waits.add(
+                    handle, None if handle.is_finished else handle.open_waitable()
+                )
+            rung = threading.Event()
+            waits.ring = rung.set
+            while waits.count:
+                rung.clear()
+                if not waits.finished:
+                    with waits.lending_slot():
+                        rung.wait(min(waits.left_s(), threading.TIMEOUT_MAX))
+                yield waits.take()
 
     async def __aiter__(self) -> AsyncGenerator[LocalTaskResult[R]]:
-        deadline_s = self._deadline_s()
-        group = next(_groups)
-        finished: deque[_Waiting[R]] = deque()
-        reclaim_slot: Callable[[], None] = _nothing
-        bell = Bell()
-        waiting: set[_Waiting[R]] = set()
-        try:
+        with _Waits[R](self._timeout) as waits:
             for handle in self._handles:
-                entry = _Waiting(handle)
-                waiting.add(entry)
-
-                def wake(entry: _Waiting[R] = entry) -> None:
-                    reclaim_slot()
-                    finished.append(entry)
-                    bell.ring()
-
-                if not handle.is_finished:
-                    entry.waitable = await handle.aopen_waitable()
-                    entry.unsubscribe = (
-                        entry.waitable.subscribe(wake, group=group)
-                        if isinstance(entry.waitable, Completion)
-                        else await anyio.to_thread.run_sync(
-                            partial(entry.waitable.subscribe, wake, group=group)
-                        )
-                    )
-                if entry.unsubscribe is None:
-                    finished.append(entry)
-            while waiting:
+                waits.add(
+                    handle,
+                    None if handle.is_finished else await handle.aopen_waitable(),
+                )
+            while waits.count:
                 bell = Bell()
-                if not finished:
-                    with lending_slot(group=group) as reclaim_slot:
-                        left_s = deadline_s - time.monotonic()
-                        with anyio.move_on_after(left_s):
-                            await bell.wait()
-                    reclaim_slot = _nothing
-                    if not finished:
-                        raise self._timed_out(len(waiting))
-                entry = finished.popleft()
-                waiting.discard(entry)
-                yield await entry.aseen()
-        finally:
-            _unsubscribe(waiting)
+                waits.ring = bell.ring
+                if not waits.finished:
+                    with waits.lending_slot(), anyio.move_on_after(waits.left_s()):
+                        await bell.wait()
+                yield waits.take()
 
-    def _deadline_s(self) -> float:
-        return math.inf if self._timeout is None else time.monotonic() + self._timeout
 
-    def _next(
-        self, finished: "SimpleQueue[_Waiting[R]]", deadline_s: float, count: int
-    ) -> "_Waiting[R]":
-        left_s = min(max(0.0, deadline_s - time.monotonic()), threading.TIMEOUT_MAX)
-        try:
-            return finished.get(timeout=left_s)
-        except Empty:
-            raise self._timed_out(count) from None
+class _Waits[R]:
+    """What one iteration waits for: all of it at once, in one group."""
 
-    def _timed_out(self, count: int) -> TimeoutError:
-        return TimeoutError(
-            f"{count} of {len(self._handles)} tasks are unfinished after "
-            f"{self._timeout} seconds."
+    def __init__(self, timeout_s: float | None) -> None:
+        self.ring: Callable[[], None] = _nothing
+        """Called by any thread, when there is something in `finished`."""
+        self.finished: deque[int] = deque()
+        """The numbers of those that can be taken."""
+        self._timeout_s = timeout_s
+        self._deadline_s = (
+            math.inf if timeout_s is None else time.monotonic() + timeout_s
         )
+        self._group = next(_groups)
+        self._reclaim_slot: Callable[[], None] = _nothing
+        self._left: dict[int, tuple[LocalTaskResult[R], Waitable | None]] = {}
+        self._unsubscribes: dict[int, Callable[[], None]] = {}
+        self._total = 0
 
+    def __enter__(self) -> Self:
+        return self
 
-class _Waiting[R]:
-    """One of the results that `as_completed` waits for."""
+    def __exit__(self, *_: object) -> None:
+        for unsubscribe in self._unsubscribes.values():
+            unsubscribe()
 
-    def __init__(self, handle: LocalTaskResult[R]) -> None:
-        self._handle = handle
-        self.waitable: Waitable | None = None
-        self.unsubscribe: Callable[[], None] | None = None
+    @property
+    def count(self) -> int:
+        """How many have not been taken yet."""
+        return len(self._left)
 
-    def seen(self) -> LocalTaskResult[R]:
-        """Its handle, brought up to date."""
-        if self.waitable is not None:
-            record = self.waitable.record
-            self._handle.see(record if record.is_finished else self.waitable.latest())
-        return self._handle
+    def add(self, handle: LocalTaskResult[R], waitable: Waitable | None) -> None:
+        """Wait for one more; without a `waitable` it is finished."""
+        number = self._total
+        self._total += 1
 
-    async def aseen(self) -> LocalTaskResult[R]:
-        """The same on an event loop."""
-        if self.waitable is not None:
-            record = self.waitable.record
-            if not record.is_finished:
-                record = await self.waitable.alatest()
-            self._handle.see(record)
-        return self._handle
+        def wake() -> None:
+            self._reclaim_slot()
+            self.finished.append(number)
+            self.ring()
 
+        self._left[number] = (handle, waitable)
+        unsubscribe = None
+        if waitable is not None:
+            unsubscribe = waitable.subscribe(wake, group=self._group)
+        if unsubscribe is None:
+            self.finished.append(number)
+        else:
+            self._unsubscribes[number] = unsubscribe
 
-def _unsubscribe[R](waiting: "Iterable[_Waiting[R]]") -> None:
-    for entry in waiting:
-        if entry.unsubscribe is not None:
-            entry.unsubscribe()
+    @contextmanager
+    def lending_slot(self) -> Generator[None]:
+        """To be entered while nothing is finished, until something is."""
+        with lending_slot(group=self._group) as self._reclaim_slot:
+            yield
+        self._reclaim_slot = _nothing
+
+    def left_s(self) -> float:
+        """In how many seconds the time is over."""
+        return max(0.0, self._deadline_s - time.monotonic())
+
+    def take(self) -> LocalTaskResult[R]:
+        """The next one that is finished, up to date."""
+        try:
+            number = self.finished.popleft()
+        except IndexError:
+            raise TimeoutError(
+                f"{self.count} of {self._total} tasks are unfinished after "
+                f"{self._timeout_s} seconds."
+            ) from None
+        self._unsubscribes.pop(number, None)
+        handle, waitable = self._left.pop(number)
+        if waitable is not None:
+            waitable.wait(0, at_end=_nothing)  # raises what has kept its end from us
+            handle.see(waitable.record)
+        return handle
 
 
 def _nothing() -> None:

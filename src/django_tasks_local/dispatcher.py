@@ -4,20 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextvars import Context
 from functools import partial
 from typing import override
 
 from django.dispatch import Signal
 from django.tasks.base import TaskResultStatus
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 
-from .context import enter_task
-from .errors import (
-    TaskCancelled,
-    TaskFailed,
-    TaskTimeout,
-    WorkerLost,
-    path_of,
-)
+from .async_bridge import Completion
+from .context import current_result_id, enter_task
+from .errors import TaskFailed, path_of
 from .jobs import Job, Records
 from .logs import log_exception
 from .options import LocalOptions
@@ -33,30 +30,32 @@ from .records import (
     Outcome,
     Record,
     Timestamp,
-    apply_cancel,
-    apply_cancel_request,
     apply_metadata,
     apply_outcome,
-    apply_start,
 )
 from .results import handle_of
-from .signals import is_heard, send, task_finished, task_started
-from .slots import Slots
+from .retention import Retention
+from .signals import (
+    has_receivers_of_a_project,
+    is_heard,
+    send,
+    task_finished,
+    task_started,
+)
+from .slots import Retired, Slots
+from .task_registry import find_stored_task, stand_in
 from .timer import Timer
+from .transitions import CANCELLED_PATH, as_exception, cancelled, ended, started
 from .worker import ask_backoff, lost_outcome
 
 __all__ = ["Dispatcher"]
 
+type _Run = Callable[[Call, Callable[[Outcome], None]], None]
+
+_LEFT = "The alias was shut down in this process."
+_LOST = "The process that ran it ended before the task did."
+_ROLLED_BACK = "the transaction in which the task was enqueued was rolled back."
 _NOT_DUE = "Its alias was shut down before the task was due."
-_CANCELLED = ErrorRecord(
-    path_of(TaskCancelled),
-    f"{path_of(TaskCancelled)}: The task was cancelled before it ran.\n",
-)
-_NOT_TRIED_AGAIN = ErrorRecord(
-    path_of(TaskCancelled),
-    f"{path_of(TaskCancelled)}: The task was cancelled and is not tried again.\n",
-)
-_TOLD_BY_TEXT = {path_of(kind): kind for kind in (WorkerLost, TaskTimeout)}
 
 
 class Dispatcher(WorkerHost):
@@ -73,17 +72,22 @@ class Dispatcher(WorkerHost):
         sender: type,
         options: LocalOptions,
         store: ResultStore,
+        retention: Retention,
+        is_owned: bool,
         serve: Callable[[EnqueueRequest | GetRequest | CancelRequest], Answer],
-        find_job: Callable[[str, str], Job | None],
+        find_completion: Callable[[str, str], Completion | None],
         on_done: Callable[[], None],
     ) -> None:
         self._alias = alias
         self._sender = sender
         self._options = options
         self._store = store
-        self._records = Records(store, alias=alias, options=options)
+        self._records = Records(store, alias=alias)
+        self._retention = retention
+        self._is_owned = is_owned
+        self._is_ending = False
         self._serve = serve
-        self._find_job = find_job
+        self._find_completion = find_completion
         self._on_done = on_done
         self._slots = Slots(
             alias=alias,
@@ -92,6 +96,7 @@ class Dispatcher(WorkerHost):
         )
         self._timer = Timer(self._ring, name=f"django-tasks-{alias}-timer")
         self._executor: TaskExecutor | None = None
+        self._run: _Run = self._run_by_future
         self._executor_lock = threading.Lock()
 
     # What the state asks of it.
@@ -101,8 +106,15 @@ class Dispatcher(WorkerHost):
         if self._executor is None:
             with self._executor_lock:  # the factory is called once
                 if self._executor is None:
-                    self._executor = self._options.executor(self._options, host=self)
+                    executor = self._options.executor(self._options, host=self)
+                    self._run = getattr(executor, "run", self._run_by_future)
+                    self._executor = executor
         return self._executor
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any of its tasks waits or runs."""
+        return self._slots.has_any
 
     def admit(self, jobs: Sequence[Job], /) -> None:
         """Take places in the queue for tasks that are about to be stored.
@@ -120,6 +132,65 @@ class Dispatcher(WorkerHost):
         if self._slots.settle():
             self._close()
 
+    def abandon(self, jobs: Sequence[Job], /) -> None:
+        """The same, where their transaction was rolled back, as is seen at any time."""
+        self._slots.abandon(jobs)
+        for job in jobs:
+            if job.decide():
+                job.fail(TaskResultDoesNotExist(f"{job.record.id}: {_ROLLED_BACK}"))
+                job.let_go()
+
+    def adopt(self, records: Sequence[Record], /, *, owner: str) -> int:
+        """Take over tasks of a dead owner's; how many these were.
+
+        One that ran is lost, which may mean that it runs again.
+        """
+        self.start()
+        jobs = [
+            _adopted(
+                record._replace(owner=owner, revision=record.revision + 1),
+            )
+            for record in records
+        ]
+        try:
+            self._slots.admit([job for job, _ in jobs], is_limited=False)
+        except Retired:
+            return 0
+        try:
+            saved = self._store.save([job.record for job, _ in jobs])
+        except BaseException:
+            self._slots.withdraw([job for job, _ in jobs])
+            raise
+        ready: list[Job] = []
+        count = 0
+        for (job, error), is_mine in zip(jobs, saved, strict=True):
+            record = job.record
+            if not is_mine:
+                self._slots.withdraw([job])
+                continue
+            count += 1
+            if record.status is TaskResultStatus.RUNNING:
+                self._slots.drop(job)
+                self._fail([job], f"{_LOST} ({records[0].owner})")
+            elif record.is_cancel_requested:
+                self.cancel(job)
+            elif error is not None:
+                self._slots.drop(job)
+                self._finish_and_go_on(
+                    job,
+                    Outcome(record.id, time.time(), error=error, is_backoff_asked=True),
+                )
+            else:
+                ready.append(job)
+        self.push(ready)
+        return count
+
+    def heed_cancel_request(self, record: Record, /) -> None:
+        """Another process wants one of its tasks to stop."""
+        job = self._slots.find(record.id)
+        if job is not None and not job.record.is_cancel_requested:
+            self.cancel(job)
+
     def push(self, jobs: Sequence[Job], /) -> None:
         """Put admitted tasks, which are stored now, into their places."""
         due: list[Job] = []
@@ -129,7 +200,7 @@ class Dispatcher(WorkerHost):
             wait_s = self._slots.push(jobs, due, late)
         finally:  # also when Ctrl-C comes just now
             self._submit(due)
-        self._fail(late, _NOT_DUE)
+        self._give_up(late, _NOT_DUE)
         if wait_s is not None:
             self._timer.wake_in(wait_s)
 
@@ -138,7 +209,7 @@ class Dispatcher(WorkerHost):
 
         False where it is finished.
         """
-        record = self._records.change(job, _cancelled)
+        record = self._records.change(job, cancelled)
         if record is None:
             return False
         if record.is_finished:
@@ -157,7 +228,12 @@ class Dispatcher(WorkerHost):
         return self._slots.find(result_id)
 
     def unfinished_ids(self) -> list[str]:
-        """The ids of the tasks that wait or run, the oldest first."""
+        """The ids of the tasks that wait or run, the oldest first.
+
+        Only of those that run, where others will see to the rest.
+        """
+        if self._is_owned:
+            return self._slots.running_ids()
         return self._slots.unfinished_ids()
 
     def is_idle(self, *, until: Timestamp) -> bool:
@@ -175,18 +251,22 @@ class Dispatcher(WorkerHost):
         """
         late: list[Job] = []
         is_done = self._slots.retire(late, runs_until=runs_until)
-        self._fail(late, _NOT_DUE)
+        self._give_up(late, _NOT_DUE)
         if is_done:
             self._close()
 
     def drop_queued(self, reason: str) -> None:
-        """Fail the tasks that still wait, so that nobody waits for them."""
+        """Fail the tasks that still wait, so that nobody waits for them.
+
+        Or leave them to others, where these will see to them.
+        """
         waiting: list[Job] = []
         self._slots.drain(waiting)
-        self._fail(waiting, reason)
+        self._give_up(waiting, reason)
 
     def end(self, *, timeout_s: float) -> None:
         """End the executor, whatever still runs. May be called twice."""
+        self._is_ending = True
         self._slots.run_nothing_again()
         self._timer.end()
         if self._executor is not None:
@@ -204,6 +284,11 @@ class Dispatcher(WorkerHost):
     def may_block(self) -> bool:
         return self._store.may_block
 
+    @property
+    @override
+    def transitions_may_block(self) -> bool:
+        return self._store.may_block or has_receivers_of_a_project()
+
     @override
     def started(
         self, result_id: str, /, *, worker_id: str, at: Timestamp
@@ -211,9 +296,7 @@ class Dispatcher(WorkerHost):
         job = self._slots.find(result_id)
         if job is None:
             return None
-        record = self._records.change(
-            job, partial(_started, worker_id=worker_id, at=at)
-        )
+        record = self._records.change(job, started, worker_id, at)
         if record is None:
             return None
         self._send(task_started, job, record)
@@ -257,16 +340,20 @@ class Dispatcher(WorkerHost):
         *,
         revision: int | None = None,
     ) -> Callable[[], None] | None:
-        job = self._find_job(alias, result_id)
-        if job is None:
-            return None
+        try:
+            completion = self._find_completion(alias, result_id)
+            if completion is None:
+                return None
 
-        def wake() -> None:
-            notify(job.record)
+            def wake() -> None:
+                notify(completion.record)
 
-        if not job.add_waiter(wake, revision=revision):
+            if not completion.add_waiter(wake, revision=revision):
+                return None
+        except Exception:  # a store's, of a result that does not run here
+            log_exception("TASKS[%r]: cannot wait for result %s", alias, result_id)
             return None
-        return partial(job.remove_waiter, wake)
+        return partial(completion.remove_waiter, wake)
 
     @override
     def lend_slot(self, result_id: str, /, *, group: int | None = None) -> None:
@@ -320,8 +407,6 @@ class Dispatcher(WorkerHost):
 
     def _hand_over(self, job: Job) -> Outcome | None:
         """The outcome, where this thread has to see to it."""
-        executor = self._executor
-        assert executor is not None  # `start` comes before the first `admit`
         assert job.slot is not None  # `_take_due` gave it one
         try:
             record = job.record
@@ -329,34 +414,44 @@ class Dispatcher(WorkerHost):
             backoff = job.backoff(options, attempts=len(record.worker_ids) + 1)
             if backoff is not None:
                 job.spare_context = job.context.copy()
-            future = executor.submit(
-                Call(
-                    record,
-                    job.slot,
-                    job.task.func,
-                    job.context,
-                    backoff,
-                    job.timeout_s(options),
-                )
+            call = Call(
+                record,
+                job.slot,
+                job.task.func,
+                job.context,
+                backoff,
+                job.timeout_s(options),
             )
+            attempt = _Attempt(self, job)
+            self._run(call, attempt)
         except BaseException:  # Ctrl-C: the executor's own part does not raise
             self._slots.put_back(job)
             raise
-        job.submitter = threading.get_ident()
-        future.add_done_callback(partial(self._ended, job))
-        job.submitter = None
-        return job.early_outcome
+        attempt.submitter = None
+        return attempt.early_outcome
 
-    def _ended(self, job: Job, future: Future[Outcome]) -> None:
-        try:
-            outcome = future.result()
-        except BaseException as err:  # an executor's that does not keep its promise
-            log_exception("TASKS[%r]: no outcome of %s", self._alias, job.record.id)
-            reason = f"Its executor gave no outcome: {type(err).__name__}."
-            outcome = lost_outcome(job.record.id, reason)
-        if job.submitter == threading.get_ident():
-            # The call had ended before `add_done_callback`, which then calls here on
-            # a thread that may be a request's, or run an event loop.
+    def _run_by_future(self, call: Call, done: Callable[[Outcome], None]) -> None:
+        """For executors that know nothing but Futures."""
+        assert self._executor is not None  # `start` comes before the first `admit`
+
+        def resolved(future: Future[Outcome]) -> None:
+            try:
+                outcome = future.result()
+            except BaseException as err:  # an executor's that breaks its promise
+                result_id = call.record.id
+                log_exception("TASKS[%r]: no outcome of %s", self._alias, result_id)
+                reason = f"Its executor gave no outcome: {type(err).__name__}."
+                outcome = lost_outcome(result_id, reason)
+            done(outcome)
+
+        self._executor.submit(call).add_done_callback(resolved)
+
+    def end_attempt(self, attempt: "_Attempt", outcome: Outcome) -> None:
+        """See to what came of it, on this thread or another."""
+        job = attempt.job
+        if attempt.submitter == threading.get_ident():
+            # The call has ended before it was all handed over, on a thread that may be
+            # a request's, or run an event loop.
             finish = threading.Thread(
                 target=self._finish_and_go_on,
                 args=(job, outcome),
@@ -366,7 +461,7 @@ class Dispatcher(WorkerHost):
             try:
                 finish.start()
             except RuntimeError:  # no thread can be started: then `_submit` has to
-                job.early_outcome = outcome
+                attempt.early_outcome = outcome
         else:
             self._finish_and_go_on(job, outcome)
 
@@ -381,13 +476,36 @@ class Dispatcher(WorkerHost):
         for job in jobs:
             self._finish_and_go_on(job, lost_outcome(job.record.id, reason))
 
+    def _give_up(self, jobs: Sequence[Job], reason: str) -> None:
+        """They do not run any more, here at least."""
+        if not self._is_owned:
+            self._fail(jobs, reason)
+            return
+        for job in jobs:
+            self._leave(job)
+        if jobs and self._slots.settle():
+            self._close()
+
+    def _leave(self, job: Job) -> None:
+        """Leave a task that waits to whoever adopts it."""
+        self._slots.drop(job)
+        self._slots.forget(job)
+        if job.decide():
+            job.fail(RuntimeError(f"{_LEFT} Task {job.record.id} waits in its store."))
+            job.let_go()
+
     def _finish(self, job: Job, outcome: Outcome, due: list[Job]) -> None:
         """Record what came of an attempt; who gets its slot is `due`."""
-        job.early_outcome = None
         record = None
+        if (
+            self._is_owned
+            and self._is_ending
+            and job.record.status is TaskResultStatus.READY
+        ):  # it was handed over, but has not begun
+            self._leave(job)
         try:
             outcome = self._with_backoff(job, outcome)
-            record = self._records.change(job, partial(_ended, outcome=outcome))
+            record = self._records.change(job, ended, outcome)
             if record is not None and record.is_finished:
                 self._tell_end(job, record)
         except Exception as err:  # a store's that raises what it should not
@@ -398,6 +516,7 @@ class Dispatcher(WorkerHost):
                 self._tell_end(job, apply_outcome(job.record, lost))
         finally:  # whatever happens, nobody waits for ever
             if record is None or record.is_finished:
+                self._slots.forget(job)
                 if self._slots.free(job, due):
                     self._close()
             else:
@@ -410,7 +529,7 @@ class Dispatcher(WorkerHost):
         wait_s, is_done = self._slots.free_for_another(job, due, late)
         if wait_s is not None:
             self._timer.wake_in(wait_s)
-        self._fail(late, _NOT_DUE)
+        self._give_up(late, _NOT_DUE)
         if is_done:
             self._close()
 
@@ -428,21 +547,21 @@ class Dispatcher(WorkerHost):
         ):
             return outcome
         backoff = job.backoff(self._options, attempts=len(record.worker_ids))
-        if backoff is None or error.exception_class_path == _CANCELLED[0]:
+        if backoff is None or error.exception_class_path == CANCELLED_PATH:
             return outcome
         if record.is_cancel_requested:  # it would run again, so `_ended` cancels it
             return outcome._replace(retry_after_s=0.0)
 
         def ask() -> Outcome:
             enter_task(self, record.id, self._alias)
-            return ask_backoff(backoff, _as_exception(record, error), record, outcome)
+            return ask_backoff(backoff, as_exception(record, error), record, outcome)
 
-        return job.context.run(ask)
+        return _in_context_of(job, ask)
 
     def _tell_end(self, job: Job, record: Record) -> None:
         """A task is finished, as its store knows: tell everybody else."""
         try:
-            self._records.forget_old()
+            self._retention.note_end()
             self._send(task_finished, job, record)
         finally:
             self._slots.forget(job)
@@ -462,7 +581,7 @@ class Dispatcher(WorkerHost):
         if is_heard(signal, has_failed=has_failed):
             try:
                 # The receivers, Django's logging among them, see what the task sees.
-                job.context.run(self._send_in_context, signal, job, record)
+                _in_context_of(job, self._send_in_context, signal, job, record)
             except KeyboardInterrupt:  # a receiver's: nobody interrupts a worker
                 log_exception(
                     "TASKS[%r]: a receiver raised for result %s", self._alias, record.id
@@ -485,38 +604,36 @@ class Dispatcher(WorkerHost):
             send(signal, self._sender, result)
 
 
-def _cancelled(record: Record) -> Record | None:
-    """What cancelling makes of a task."""
-    if record.status is TaskResultStatus.READY:
-        return apply_cancel(record, _CANCELLED, at=time.time())
-    if record.is_finished:
-        return None
-    return apply_cancel_request(record)
+def _adopted(record: Record) -> tuple[Job, ErrorRecord | None]:
+    """The job of a task that another process has enqueued, or why it cannot run."""
+    error = None
+    try:
+        task = find_stored_task(record)
+    except InvalidTask as err:
+        task = stand_in(record.task, record.alias)
+        error = ErrorRecord(path_of(InvalidTask), f"{path_of(InvalidTask)}: {err}\n")
+    return Job(record, task=task, context=Context()), error
 
 
-def _started(record: Record, *, worker_id: str, at: Timestamp) -> Record | None:
-    if record.status is not TaskResultStatus.READY:
-        return None
-    return apply_start(record, worker_id=worker_id, at=at)
+class _Attempt:
+    """What the executor was given; it calls this with what came of it."""
+
+    __slots__ = ("_dispatcher", "early_outcome", "job", "submitter")
+
+    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
+        self._dispatcher = dispatcher
+        self.job: Job = job
+        self.submitter: int | None = threading.get_ident()
+        """The thread that is just handing it over."""
+        self.early_outcome: Outcome | None = None
+
+    def __call__(self, outcome: Outcome) -> None:
+        self._dispatcher.end_attempt(self, outcome)
 
 
-def _ended(record: Record, *, outcome: Outcome) -> Record | None:
-    if record.is_finished:
-        return None
-    if record.is_cancel_requested and outcome.retry_after_s is not None:
-        outcome = outcome._replace(
-            retry_after_s=None,
-            further_errors=(*outcome.further_errors, _NOT_TRIED_AGAIN),
-        )
-    return apply_outcome(record, outcome)
-
-
-def _as_exception(record: Record, error: ErrorRecord) -> BaseException:
-    """What a backoff is given where there was no live exception, or it is gone."""
-    path, traceback = error
-    kind = _TOLD_BY_TEXT.get(path)
-    if kind is not None:
-        return kind(traceback.removeprefix(f"{path}: ").rstrip())
-    return TaskFailed(
-        result_id=record.id, exception_class_path=path, traceback=traceback
-    )
+def _in_context_of[**P, R](
+    job: Job, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    if current_result_id.get("") == job.record.id:  # a coroutine ends in its own
+        return function(*args, **kwargs)
+    return job.context.run(function, *args, **kwargs)

@@ -6,6 +6,7 @@ from django.tasks.exceptions import TaskException
 
 __all__ = [
     "QueueFull",
+    "StoreError",
     "TaskCancelled",
     "TaskFailed",
     "TaskTimeout",
@@ -18,6 +19,14 @@ class QueueFull(TaskException):
     """Raised by an enqueue when ``MAX_PENDING`` tasks of the alias are waiting.
 
     Nothing was stored, and the task will not run: enqueue it again later.
+    """
+
+
+class StoreError(TaskException):
+    """Raised by an enqueue or a look-up where the alias's store cannot be used.
+
+    A file that is corrupt, read-only or of a newer version, a disk that is full, a
+    database that is away: the message says which and where. Other aliases go on.
     """
 
 

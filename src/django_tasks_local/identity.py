@@ -4,7 +4,13 @@ import os
 import socket
 from collections import deque
 
-__all__ = ["host_name", "new_result_id", "this_process"]
+__all__ = [
+    "host_name",
+    "is_of_this_process",
+    "new_owner",
+    "new_result_id",
+    "this_process",
+]
 
 _BATCH = 64
 _UUID_BYTES = 16
@@ -49,6 +55,16 @@ _this_process = ""
 def this_process() -> str:
     """``host:pid`` of this process."""
     return _this_process
+
+
+def new_owner() -> str:
+    """``host:pid:token``: a name that no other owner of tasks has, before or after."""
+    return f"{_this_process}:{os.urandom(8).hex()}"
+
+
+def is_of_this_process(owner: str, /) -> bool:
+    """Whether an owner of tasks is one of this process's."""
+    return owner.startswith(_this_process + ":")
 
 
 def _name_this_process() -> None:

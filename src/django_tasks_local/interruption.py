@@ -4,20 +4,29 @@ import asyncio
 import ctypes
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from asgiref.sync import async_to_sync
 
-from .errors import TaskCancelled, TaskTimeout
+from .errors import TaskCancelled, TaskTimeout, WorkerLost
 from .records import Interruption
 
-__all__ = ["InterruptibleCall", "out_of_reach", "stop_error"]
+__all__ = [
+    "InterruptibleCall",
+    "InterruptibleCoroutine",
+    "calls_in_reach",
+    "out_of_reach",
+    "stop_error",
+]
 
 
 def stop_error(reason: Interruption, /, *, timeout_s: float | None) -> BaseException:
     """The exception that stands for the end of a call that was stopped."""
     if reason is Interruption.CANCEL:
         return TaskCancelled("The task was cancelled while it ran.")
+    if reason is Interruption.SHUTDOWN:
+        return WorkerLost("Its alias was shut down while the task ran.")
     return TaskTimeout(f"The task took longer than its time limit of {timeout_s:g} s.")
 
 
@@ -30,18 +39,34 @@ class _Stopped(NamedTuple):
 class InterruptibleCall:
     """One attempt's call. Of several reasons to stop it the first one counts."""
 
+    __slots__ = (
+        "_is_coroutine",
+        "_is_overdue",
+        "_lock",
+        "_loop",
+        "_reason",
+        "_stop",
+        "_task",
+        "_timeout_s",
+        "_times_out_of_reach",
+        "attempt",
+        "is_struck",
+    )
+
     def __init__(
         self, *, attempt: int, timeout_s: float | None, is_coroutine: bool
     ) -> None:
-        self.attempt = attempt
+        self.attempt: int = attempt
         self._is_coroutine = is_coroutine
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._reason: Interruption | None = None
         self._stop: Callable[[], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._times_out_of_reach = 0
         self._is_overdue = False
-        self.is_struck = False
+        self.is_struck: bool = False
         """An exception was raised into the thread from outside."""
 
     def interrupt(self, reason: Interruption, /) -> bool:
@@ -49,7 +74,7 @@ class InterruptibleCall:
 
         A function is only ever stopped because its time is over.
         """
-        if reason is Interruption.CANCEL and not self._is_coroutine:
+        if reason is not Interruption.TIMEOUT and not self._is_coroutine:
             return False
         with self._lock:  # decides who stops it, and whether it is still within reach
             if self._reason is not None:
@@ -69,7 +94,7 @@ class InterruptibleCall:
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Run a coroutine function to its end on this thread."""
-        value: Any = async_to_sync(self._await)(function, args, kwargs)
+        value = async_to_sync(self._await)(function, args, kwargs)
         if isinstance(value, _Stopped):
             assert self._reason is not None  # or it would not be there
             raise stop_error(self._reason, timeout_s=self._timeout_s) from value.error
@@ -81,16 +106,12 @@ class InterruptibleCall:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
-        assert task is not None  # asgiref runs it in one
-
-        def cancel() -> None:
-            loop.call_soon_threadsafe(task.cancel)
-
+        assert task is not None  # it is run in one
         try:
             with self._lock:
-                self._stop = cancel
+                self._loop, self._task = task.get_loop(), task
+                self._stop = self._cancel
                 if self._reason is not None:
                     raise asyncio.CancelledError
             return await function(*args, **kwargs)
@@ -100,7 +121,18 @@ class InterruptibleCall:
             return _Stopped(err)
         finally:
             with self._lock:
-                self._stop = None
+                self._stop = self._task = None
+            if self._reason is not None:
+                task.uncancel()  # what comes now is ours
+
+    def _cancel(self) -> None:
+        assert self._loop is not None  # as it runs
+        with suppress(RuntimeError):  # the loop is closed: it has ended
+            self._loop.call_soon_threadsafe(self._cancel_here)
+
+    def _cancel_here(self) -> None:
+        if self._task is not None:  # or it has ended meanwhile
+            self._task.cancel()
 
     # A function can only be struck: an exception is raised in its thread, at whatever
     # bytecode it is. Not one of those that are ours may be it.
@@ -121,7 +153,7 @@ class InterruptibleCall:
             else:
                 _set_async_exception(thread_id, TaskTimeout)
 
-        _calls[thread_id] = self
+        calls_in_reach[thread_id] = self
         try:
             self._let_strike(strike)
             try:
@@ -137,7 +169,7 @@ class InterruptibleCall:
                 err.args = stop_error(reason, timeout_s=self._timeout_s).args
             raise
         finally:
-            _calls.pop(thread_id, None)
+            calls_in_reach.pop(thread_id, None)
 
     def leave_reach(self) -> None:
         """From now on it is not struck. What is on its way already comes first."""
@@ -160,8 +192,66 @@ class InterruptibleCall:
                 raise stop_error(self._reason, timeout_s=self._timeout_s)
 
 
-# Those of the functions that may be struck, by their threads: most projects have none.
-_calls: dict[int, InterruptibleCall] = {}
+class InterruptibleCoroutine:
+    """One attempt's coroutine, in an asyncio task of its own, on a loop for many.
+
+    Between `begin` and `end` there is the `await` of the function and nothing else. As
+    with `InterruptibleCall` the first reason counts, so `note` is called by one thread
+    at a time; what else there is, by the loop's.
+    """
+
+    __slots__ = ("_has_begun", "_is_over", "_reason", "_timeout_s", "attempt", "task")
+
+    def __init__(self, *, attempt: int, timeout_s: float | None) -> None:
+        self.attempt: int = attempt
+        self.task: asyncio.Task[None] | None = None
+        """The loop itself keeps none alive."""
+        self._timeout_s = timeout_s
+        self._reason: Interruption | None = None
+        self._has_begun = False
+        self._is_over = False
+
+    def note(self, reason: Interruption, /) -> bool:
+        """Have it stop for that reason, when it begins: or now, then `stop` is to come.
+
+        False where it has not begun, or is over, or was stopped before.
+        """
+        if self._reason is not None or self._is_over:
+            return False
+        self._reason = reason
+        return self._has_begun
+
+    def stop(self) -> None:
+        """Cancel it."""
+        if self.task is not None and not self._is_over:
+            self.task.cancel()
+
+    def begin(self) -> None:
+        """It can be cancelled from now on. Raises where it has to stop already."""
+        self._has_begun = True
+        if self._reason is not None:
+            raise stop_error(self._reason, timeout_s=self._timeout_s)
+
+    def end(self, failure: BaseException | None, /) -> BaseException | None:
+        """It is over; how it has failed, if at all."""
+        self._is_over = True
+        if self._reason is None:
+            return failure
+        if self.task is not None:
+            self.task.uncancel()  # what comes now is ours
+        if not isinstance(failure, asyncio.CancelledError):
+            return failure
+        error = stop_error(self._reason, timeout_s=self._timeout_s)
+        error.__cause__ = failure
+        return error
+
+
+calls_in_reach: dict[int, InterruptibleCall] = {}
+"""Those of the functions that may be struck, by their threads.
+
+Most projects have none, and while it is empty no thread has to be `out_of_reach`: only
+a function's own thread puts it in, before it begins.
+"""
 
 
 class _OutOfReach:
@@ -172,12 +262,12 @@ class _OutOfReach:
     """
 
     def __enter__(self) -> None:
-        call = _calls.get(threading.get_ident()) if _calls else None
+        call = calls_in_reach.get(threading.get_ident())
         if call is not None:
             call.leave_reach()
 
     def __exit__(self, *_: object) -> None:
-        call = _calls.get(threading.get_ident()) if _calls else None
+        call = calls_in_reach.get(threading.get_ident())
         if call is not None:
             call.come_back()
 

@@ -11,7 +11,7 @@ from .backoff import Backoff
 from .logs import log_error, log_exception
 from .options import LocalOptions
 from .protocols import ResultStore
-from .records import Outcome, Record
+from .records import Record
 from .tasks import LocalTask
 
 __all__ = ["Job", "Records"]
@@ -28,7 +28,6 @@ class Job(Completion):
     __slots__ = (
         "context",
         "deadline_s",
-        "early_outcome",
         "has_place",
         "is_decided",
         "is_pushed",
@@ -36,7 +35,6 @@ class Job(Completion):
         "lent",
         "slot",
         "spare_context",
-        "submitter",
         "task",
     )
 
@@ -59,9 +57,6 @@ class Job(Completion):
         """How it ends is known."""
         self.deadline_s: float | None = None
         """When its attempt's time is over, by the monotonic clock."""
-        self.early_outcome: Outcome | None = None
-        self.submitter: int | None = None
-        """The thread that is just handing it to the executor."""
         self.lent: int = 0
 
     def decide(self) -> bool:
@@ -97,26 +92,29 @@ class Job(Completion):
 class Records:
     """The records of an alias's tasks: changed so that of two that race one wins."""
 
-    def __init__(self, store: ResultStore, *, alias: str, options: LocalOptions):
+    def __init__(self, store: ResultStore, *, alias: str):
         self._store = store
         self._alias = alias
-        self._max_results = options.max_results
 
-    def change(
-        self, job: Job, change: Callable[[Record], Record | None], /
+    def change[*T](
+        self, job: Job, change: Callable[[Record, *T], Record | None], /, *args: *T
     ) -> Record | None:
         """Save what `change` makes of the latest record; None where that is nothing.
 
-        `change` may be called several times. Once a task is finished, or about to be,
-        nothing changes any more. A finished record is left for `Job.finish`.
+        `change`, which is given the `args` too, may be called several times. Once a
+        task is finished, or about to be, nothing changes any more. A finished record
+        is left for `Job.finish`.
         """
         record = job.record
         while not job.is_decided:
-            changed = change(record)
+            changed = change(record, *args)
             if changed is None:
                 return None
             other = self._save(job, changed)
             if other is not None:
+                if other.owner != changed.owner:
+                    self._disown(job)
+                    return None
                 record = other
             elif changed.is_finished:
                 return changed if job.decide() else None
@@ -125,13 +123,16 @@ class Records:
                 return changed
         return None
 
-    def forget_old(self) -> None:
-        """Let the store forget what MAX_RESULTS does not keep."""
-        if self._max_results is not None:
-            try:
-                self._store.discard(keep=self._max_results)
-            except Exception:  # a store's; the next task's end tries again
-                log_exception("TASKS[%r]: old results stay in the store", self._alias)
+    def _disown(self, job: Job) -> None:
+        """Another process has taken this one for dead, and the task over."""
+        log_error(
+            "TASKS[%r]: result %s has been taken over by another process, which saw "
+            "no sign of life of this one",
+            self._alias,
+            job.record.id,
+        )
+        if job.decide():
+            job.fail(RuntimeError(f"Task {job.record.id} is another process's now."))
 
     def _save_anew(self, record: Record, other: Record) -> bool:
         """Save what a store that has failed before has missed."""

@@ -52,7 +52,15 @@ def _make_encode() -> Callable[[object], str]:
 
 
 _encode = _make_encode()
-_decode = json.JSONDecoder().decode
+_raw_decode = json.JSONDecoder().raw_decode
+
+
+def _decode(text: str) -> Any:
+    """`json.loads` of a text around which there is no white space."""
+    value, end = _raw_decode(text)
+    if end != len(text):
+        raise ValueError(f"More than JSON: {text[end : end + 80]!r}")
+    return value
 
 
 def encode_value(value: object, /) -> str:

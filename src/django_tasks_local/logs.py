@@ -2,13 +2,18 @@
 
 import logging
 from contextlib import suppress
-from operator import is_
 from types import FunctionType
 
 from django.conf import settings
 from django.utils.log import AdminEmailHandler, RequireDebugTrue
 
-__all__ = ["log_error", "log_exception", "log_warning", "reaches_nobody"]
+__all__ = [
+    "log_error",
+    "log_exception",
+    "log_info",
+    "log_warning",
+    "reaches_nobody",
+]
 
 _logger: logging.Logger = logging.getLogger("django_tasks_local")
 
@@ -31,13 +36,19 @@ def log_warning(message: str, /, *args: object) -> None:
         _logger.warning(message, *args)
 
 
+def log_info(message: str, /, *args: object) -> None:
+    """Log what is not wrong."""
+    with suppress(Exception):  # as above
+        _logger.info(message, *args)
+
+
 def _is_pythons_own(function: object) -> bool:
     # A wrapper may well look and compare like what it wraps.
     return type(function) is FunctionType and function.__globals__ is logging.__dict__
 
 
 # Tools that watch a program put functions of their own into these places.
-_untouched = tuple(
+_log, _handle, _call_handlers = (
     function if _is_pythons_own(function) else None
     for function in (
         logging.Logger._log,
@@ -68,7 +79,9 @@ def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
     if (
         kind is not logging.Logger
         or logger.filters
-        or not all(map(is_, (kind._log, kind.handle, kind.callHandlers), _untouched))
+        or kind._log is not _log
+        or kind.handle is not _handle
+        or kind.callHandlers is not _call_handlers
         or logging.getLogRecordFactory() is not logging.LogRecord
     ):
         return False
@@ -93,8 +106,9 @@ def _refuses_everything(handler: logging.Handler) -> bool:
             and (kind.handle, kind.emit, kind.send_mail) == _untouched_mailing
         )
     return (
-        not settings.DEBUG
+        bool(handler.filters)
+        and type(handler.filters[0]) is RequireDebugTrue
+        and not settings.DEBUG
         and kind.handle is logging.Handler.handle
         and kind.filter is logging.Handler.filter
-        and [type(each) for each in handler.filters[:1]] == [RequireDebugTrue]
     )

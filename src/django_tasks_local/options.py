@@ -8,31 +8,26 @@ import inspect
 import os
 import sys
 import threading
+from asyncio import AbstractEventLoop, new_event_loop
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
+from django.conf import settings
 from django.utils.module_loading import import_string
 
 from .backoff import Backoff, exponential
 from .protocols import ExecutorFactory, ResultStoreFactory
 
 __all__ = [
-    "DjangoBackendSetting",
     "Finding",
     "LocalOptions",
-    "OtherBackendSetting",
-    "PoolOptions",
-    "ProcessPoolOptions",
-    "ProcessPoolSetting",
-    "TasksSetting",
-    "ThreadPoolOptions",
-    "ThreadPoolSetting",
     "default_process_count",
     "is_backoff",
     "is_count",
@@ -41,105 +36,6 @@ __all__ = [
     "parse_options",
     "parse_queues",
 ]
-
-
-class PoolOptions(TypedDict, total=False):
-    """The ``OPTIONS`` of a thread or process backend. All may be left out."""
-
-    MAX_WORKERS: int
-    """How many tasks run at once (threads: 10; processes: the CPUs, at most 10)."""
-    MAX_RESULTS: int | None
-    """How many finished results are kept, None for all (1000)."""
-    MAX_PENDING: int | None
-    """How many tasks may wait before an enqueue raises QueueFull (None: no limit)."""
-    SHUTDOWN_TIMEOUT: float
-    """Seconds that are given to tasks at exit (30.0)."""
-    MAX_ATTEMPTS: int
-    """How often a task runs at most, as long as it fails (1)."""
-    BACKOFF: str | Backoff
-    """What says when a failed task runs again, or its dotted path (`exponential()`)."""
-    TIMEOUT: float | None
-    """How many seconds an attempt may take, None for any (None)."""
-    STORE: str | ResultStoreFactory
-    """``"memory"``, or a `ResultStoreFactory` or its dotted path (``"memory"``)."""
-    STORE_OPTIONS: Mapping[str, object]
-    """What a store of your own takes ({})."""
-    EXECUTOR: str | ExecutorFactory
-    """An `ExecutorFactory` of your own or its dotted path."""
-    EXECUTOR_OPTIONS: Mapping[str, object]
-    """What an executor of your own takes ({})."""
-
-
-class ThreadPoolOptions(PoolOptions, total=False):
-    """The ``OPTIONS`` of a thread backend. All may be left out."""
-
-    TIMEOUT_ON_THREADS: Literal["raise"] | None
-    """``"raise"``: functions may have a time limit, which is kept by raising an
-    exception in their thread from outside (None)."""
-
-
-class ProcessPoolOptions(PoolOptions, total=False):
-    """The ``OPTIONS`` of a process backend. All may be left out."""
-
-    MAX_TASKS_PER_CHILD: int | None
-    """After how many tasks a worker process is replaced, None for never (None)."""
-    MAX_MEMORY_PER_CHILD_MB: float | None
-    """After the task during which it had more than so many MiB in memory (None)."""
-    IDLE_TIMEOUT: float | None
-    """After how many seconds without work it ends, None for never (60.0)."""
-    CONTEXT: Sequence[str]
-    """Dotted paths of the `ContextVar` objects whose values tasks see as well ([])."""
-
-
-class ThreadPoolSetting(TypedDict):
-    """An alias that runs tasks on threads."""
-
-    BACKEND: Literal[
-        "django_tasks_local.ThreadPoolBackend",
-        "django_tasks_local.backend.ThreadPoolBackend",
-    ]
-    QUEUES: NotRequired[Sequence[str]]
-    OPTIONS: NotRequired[ThreadPoolOptions]
-
-
-class ProcessPoolSetting(TypedDict):
-    """An alias that runs tasks in worker processes."""
-
-    BACKEND: Literal[
-        "django_tasks_local.ProcessPoolBackend",
-        "django_tasks_local.backend.ProcessPoolBackend",
-    ]
-    QUEUES: NotRequired[Sequence[str]]
-    OPTIONS: NotRequired[ProcessPoolOptions]
-
-
-class DjangoBackendSetting(TypedDict):
-    """An alias of Django's own backends."""
-
-    BACKEND: Literal[
-        "django.tasks.backends.immediate.ImmediateBackend",
-        "django.tasks.backends.dummy.DummyBackend",
-    ]
-    QUEUES: NotRequired[Sequence[str]]
-    OPTIONS: NotRequired[Mapping[str, object]]
-
-
-class OtherBackendSetting(TypedDict):
-    """An alias of any other backend, whose options no type checker knows.
-
-    Not part of `TasksSetting`, whose mistakes it would hide: a project that needs it
-    writes ``TASKS: dict[str, ThreadPoolSetting | OtherBackendSetting]``.
-    """
-
-    BACKEND: str
-    QUEUES: NotRequired[Sequence[str]]
-    OPTIONS: NotRequired[Mapping[str, object]]
-
-
-type TasksSetting = dict[
-    str, ThreadPoolSetting | ProcessPoolSetting | DjangoBackendSetting
-]
-"""The type of the ``TASKS`` setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +54,8 @@ class LocalOptions:
     store_options: Mapping[str, object]
     executor: ExecutorFactory
     executor_options: Mapping[str, object]
+    result_ttl_s: float | None = None
+    """How many seconds a finished result is kept; None: any."""
     max_attempts: int = 1
     """How often a task runs at most; at least 1."""
     backoff: Backoff = field(default_factory=exponential)
@@ -166,6 +64,12 @@ class LocalOptions:
     """How many seconds an attempt may take; None: any."""
     raises_in_threads: bool = False
     """Functions on threads may be stopped by an exception from outside."""
+    new_event_loop: Callable[[], AbstractEventLoop] = new_event_loop
+    """Makes the event loop that coroutines run on."""
+    sync_threads: int = 10
+    """How many threads run the sync code of an event loop's tasks; at least 1."""
+    slow_callback_s: float | None = None
+    """Seconds after which a task that blocks the loop is named; None: never."""
     max_tasks_per_child: int | None = None
     """After how many tasks a worker process is replaced; None: never."""
     max_memory_per_child_mb: float | None = None
@@ -192,8 +96,21 @@ _WRONG_VALUE = "django_tasks_local.E003"
 _NOT_IMPORTABLE = "django_tasks_local.E004"
 _NOT_A_FACTORY = "django_tasks_local.E005"
 _WRONG_QUEUES = "django_tasks_local.E006"
+_NOT_INSTALLED = "django_tasks_local.E007"
 
-_STORES = {"memory": "django_tasks_local.stores.memory.MemoryStore"}
+_STORES = {
+    "memory": "django_tasks_local.stores.memory.MemoryStore",
+    "sqlite": "django_tasks_local.stores.sqlite.SqliteStore",
+    "database": "django_tasks_local.stores.database.store.DatabaseStore",
+}
+_DATABASE_APP = "django_tasks_local.stores.database"
+_MAX_RESULTS = 1000
+_DURABLE_TTL_S = 7 * 24 * 3600.0
+
+_LOOPS = {"asyncio": "asyncio.new_event_loop", "uvloop": "uvloop.new_event_loop"}
+
+# In a project that is being developed.
+_SLOW_CALLBACK_S = 0.5
 
 _NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
@@ -253,6 +170,12 @@ def _is_duration_or_none(value: object) -> bool:
     return value is None or is_duration(value)
 
 
+def _is_ttl(value: object) -> bool:
+    if isinstance(value, timedelta):
+        return value > timedelta(0)
+    return _is_over_zero(value)
+
+
 def _is_paths(value: object) -> bool:
     return isinstance(value, list | tuple) and all(
         isinstance(path, str) and "." in path
@@ -278,6 +201,10 @@ def _is_raise(value: object) -> bool:
     return value is None or value == "raise"
 
 
+def _is_loop(value: object) -> bool:
+    return isinstance(value, str) and value in _LOOPS
+
+
 _KEYS: Mapping[str, _Key] = {
     "MAX_WORKERS": _Key("an integer of at least 1", is_count),
     "MAX_RESULTS": _Key(
@@ -292,7 +219,13 @@ _KEYS: Mapping[str, _Key] = {
     "MAX_ATTEMPTS": _Key("an integer of at least 1", is_count),
     "BACKOFF": _Key("a callable or its dotted path", _is_factory),
     "TIMEOUT": _Key("a number of seconds above 0, or None", _is_over_zero),
-    "STORE": _Key("'memory', or a ResultStoreFactory or its dotted path", _is_store),
+    "RESULT_TTL": _Key(
+        "a number of seconds above 0, such a timedelta, or None", _is_ttl
+    ),
+    "STORE": _Key(
+        "'memory', 'sqlite' or 'database', or a ResultStoreFactory or its dotted path",
+        _is_store,
+    ),
     "STORE_OPTIONS": _Key("a dict with strings for keys", _is_options),
     "EXECUTOR": _Key("an ExecutorFactory or its dotted path", _is_factory),
     "EXECUTOR_OPTIONS": _Key("a dict with strings for keys", _is_options),
@@ -311,12 +244,23 @@ _PROCESS_KEYS: Mapping[str, _Key] = {
     ),
     "CONTEXT": _Key("a list of dotted paths of ContextVar objects", _is_paths),
 }
-_ALL_KEYS: Mapping[str, _Key] = {**_KEYS, **_THREAD_KEYS, **_PROCESS_KEYS}
+_LOOP_KEYS: Mapping[str, _Key] = {
+    "LOOP": _Key("'asyncio' or 'uvloop'", _is_loop),
+    "SYNC_THREADS": _Key("an integer of at least 1", is_count),
+    "SLOW_CALLBACK_S": _Key("a number of seconds above 0, or None", _is_over_zero),
+}
+_ALL_KEYS: Mapping[str, _Key] = {
+    **_KEYS,
+    **_THREAD_KEYS,
+    **_PROCESS_KEYS,
+    **_LOOP_KEYS,
+}
 _WHOSE = {
     **dict.fromkeys(_THREAD_KEYS, "Threads have it: ThreadPoolBackend takes it."),
     **dict.fromkeys(
         _PROCESS_KEYS, "Worker processes have it: ProcessPoolBackend takes it."
     ),
+    **dict.fromkeys(_LOOP_KEYS, "An event loop has it: EventLoopBackend takes it."),
 }
 
 
@@ -347,11 +291,12 @@ def parse_options(
     default_executor: ExecutorFactory,
     has_threads: bool = False,
     has_processes: bool = False,
+    has_event_loop: bool = False,
 ) -> LocalOptions | list[Finding]:
     """The options of ``TASKS[alias]``, or all that is wrong with them.
 
-    `has_threads`, `has_processes`: the options of threads, and those of worker
-    processes, are among those that it may have.
+    `has_threads`, `has_processes`, `has_event_loop`: the options of threads, of worker
+    processes and of an event loop are among those that it may have.
     """
     findings = list(_find_wrong_keys(alias, params))
     raw = params.get("OPTIONS", {})
@@ -368,6 +313,7 @@ def parse_options(
         **_KEYS,
         **(_THREAD_KEYS if has_threads else {}),
         **(_PROCESS_KEYS if has_processes else {}),
+        **(_LOOP_KEYS if has_event_loop else {}),
     }
     findings += _find_wrong_options(alias, given, backend_name, known)
     if findings:
@@ -379,9 +325,13 @@ def parse_options(
             findings.append(factory)
         else:
             findings += _find_unknown_names(alias, f"{key}_OPTIONS", given, factory)
+            findings += _find_wrong_values(alias, f"{key}_OPTIONS", given, factory)
     backoff = _import_backoff(alias, given.get("BACKOFF"))
     if isinstance(backoff, Finding):
         findings.append(backoff)
+    new_loop = _import_loop(alias, given.get("LOOP", "asyncio"))
+    if isinstance(new_loop, Finding):
+        findings.append(new_loop)
     context_vars: dict[str, ContextVar[Any]] = {}
     for path in given.get("CONTEXT", ()):
         found = _import_context_var(alias, path)
@@ -389,12 +339,16 @@ def parse_options(
             findings.append(found)
         else:
             context_vars[path] = found
-    if isinstance(backoff, Finding) or findings:
+    if isinstance(backoff, Finding) or isinstance(new_loop, Finding) or findings:
         return findings
     idle_timeout_s = given.get("IDLE_TIMEOUT", 60.0 if has_processes else None)
+    is_durable = getattr(store, "is_durable", False) is True
     return LocalOptions(
         max_workers=given.get("MAX_WORKERS", default_max_workers),
-        max_results=given.get("MAX_RESULTS", 1000),
+        max_results=given.get("MAX_RESULTS", None if is_durable else _MAX_RESULTS),
+        result_ttl_s=_seconds(
+            given.get("RESULT_TTL", _DURABLE_TTL_S if is_durable else None)
+        ),
         max_pending=given.get("MAX_PENDING"),
         shutdown_timeout_s=float(
             # Longer than that no thread can wait: 292 years.
@@ -404,6 +358,11 @@ def parse_options(
         backoff=backoff,
         timeout_s=given.get("TIMEOUT"),
         raises_in_threads=given.get("TIMEOUT_ON_THREADS") == "raise",
+        new_event_loop=new_loop,
+        sync_threads=given.get("SYNC_THREADS", 10),
+        slow_callback_s=given.get(
+            "SLOW_CALLBACK_S", _SLOW_CALLBACK_S if settings.DEBUG else None
+        ),
         max_tasks_per_child=given.get("MAX_TASKS_PER_CHILD"),
         max_memory_per_child_mb=given.get("MAX_MEMORY_PER_CHILD_MB"),
         idle_timeout_s=(
@@ -478,6 +437,35 @@ def _find_unknown_names(
                 )
 
 
+def _find_wrong_values(
+    alias: str, key: str, given: Mapping[object, Any], factory: object
+) -> Iterator[Finding]:
+    """What a factory says of the values that it is given; most say nothing."""
+    find: Callable[[Mapping[str, object]], Iterator[tuple[str, str]]] | None = getattr(
+        factory, "find_wrong_options", None
+    )
+    values: Mapping[str, object] = given.get(key, _NO_OPTIONS)
+    if find is not None:
+        for name, accepted in find(values):
+            yield Finding(
+                _WRONG_VALUE,
+                f"TASKS[{alias!r}]['OPTIONS'][{key!r}][{name!r}] must be {accepted}, "
+                f"got {values.get(name)!r}.",
+            )
+
+
+def _has_database_app() -> bool:
+    """Whether it, or a configuration of it, stands in INSTALLED_APPS."""
+    return any(
+        app == _DATABASE_APP or app.startswith(f"{_DATABASE_APP}.")
+        for app in settings.INSTALLED_APPS
+    )
+
+
+def _seconds(value: float | timedelta | None) -> float | None:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
 def _name(factory: object) -> str:
     return getattr(factory, "__name__", repr(factory))
 
@@ -494,6 +482,13 @@ def _import(alias: str, key: str, value: Any) -> Any:
     where = f"TASKS[{alias!r}]['OPTIONS'][{key!r}]"
     factory: Any = value
     if isinstance(value, str):
+        if value == "database" and not _has_database_app():  # its model needs that
+            return Finding(
+                _NOT_INSTALLED,
+                f"{where} is 'database', for which {_DATABASE_APP!r} has to stand in "
+                "INSTALLED_APPS.",
+                "Then run 'manage.py migrate'.",
+            )
         try:
             factory = import_string(_STORES.get(value, value))
         except Exception as err:  # a module of the project's is being imported
@@ -534,6 +529,17 @@ def _import_backoff(alias: str, value: Any) -> Backoff | Finding:
             "cannot be called with (exception, task_result).",
         )
     return cast("Backoff", backoff)  # of its parameters nothing is known here
+
+
+def _import_loop(alias: str, name: str) -> Callable[[], AbstractEventLoop] | Finding:
+    where = f"TASKS[{alias!r}]['OPTIONS']['LOOP']"
+    try:
+        new_loop: Callable[[], AbstractEventLoop] = import_string(_LOOPS[name])
+    except Exception as err:  # as above
+        return _not_importable(where, name, err)._replace(
+            hint="pip install 'django-tasks-local[uvloop]'"
+        )
+    return new_loop
 
 
 def _import_context_var(alias: str, path: str) -> ContextVar[Any] | Finding:

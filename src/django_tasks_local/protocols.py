@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from .options import LocalOptions
 
 __all__ = [
+    "CallbackExecutor",
     "ExecutorFactory",
+    "OwnedResultStore",
+    "Ownership",
     "ParentLink",
     "ResultStore",
     "ResultStoreFactory",
@@ -94,6 +97,15 @@ class WorkerHost(TaskHost, Protocol):
         """The alias that the executor works for."""
         ...
 
+    @property
+    def transitions_may_block(self) -> bool:
+        """Whether `started`, and the callbacks of a call's Future, may wait.
+
+        For a disk or a network, or in a project's receivers of Django's task signals:
+        then they are not to be called on an event loop's thread.
+        """
+        ...
+
     def started(
         self, result_id: str, /, *, worker_id: str, at: Timestamp
     ) -> Record | None:
@@ -123,12 +135,13 @@ class WorkerHost(TaskHost, Protocol):
         *,
         revision: int | None = None,
     ) -> Callable[[], None] | None:
-        """Have `notify` called once, when a result of this process is finished.
+        """Have `notify` called once, when a result is finished, wherever it runs.
 
         With a `revision`: as soon as its record has a later one. Returns what takes
         that back, or None where there is nothing to wait for: it is so already, or
-        the result is unknown. `notify` is called with the record, from another
-        thread; it must not block and must not raise.
+        the result is unknown. `notify` is called from another thread with the latest
+        record, which is as old as before where no more can be learned of it; it must
+        not block and must not raise. May block as a look-up does.
         """
         ...
 
@@ -172,6 +185,18 @@ class TaskExecutor(Protocol):
         ...
 
 
+class CallbackExecutor(TaskExecutor, Protocol):
+    """An executor that can do without Futures, which cost more than a small task."""
+
+    def run(self, call: Call, done: Callable[[Outcome], None], /) -> None:
+        """As `submit`, with `done` called in the place of resolving a Future.
+
+        Once, with the Outcome, on any thread, perhaps before `run` returns. It may take
+        long, and never raises an Exception.
+        """
+        ...
+
+
 class ExecutorFactory(Protocol):
     """Makes the executor of an alias, at its first enqueue in a process.
 
@@ -204,8 +229,9 @@ class ResultStore(Protocol):
         """Keep new records, all or none.
 
         Calls `on_visible` once others can see them: before it returns, or, for a
-        store that joins a transaction, when that commits; after a rollback never. It
-        may use the store. What it raises, the user's Ctrl-C among it, is let through,
+        store that joins a transaction, when that commits; after a rollback never, and
+        the store lets go of it then, which is how that is noticed. It may use the
+        store. What it raises, the user's Ctrl-C among it, is let through,
         and the records stay. Raises ValueError when one of the ids is there already,
         or twice among these.
         """
@@ -247,11 +273,85 @@ class ResultStore(Protocol):
         ...
 
 
+class Ownership(Protocol):
+    """Tells which owners of tasks live. Any thread may call any method.
+
+    An owner is a name (`Record.owner`) that is used once: it lives from `hold` until
+    `release`, or until its process ends, in whatever way.
+    """
+
+    def hold(self, owner: str, /) -> None:
+        """From now on others see that it lives.
+
+        Raises StoreError where that cannot be had.
+        """
+        ...
+
+    def renew(self) -> float | None:
+        """Say so again, for all that are held; in how many seconds that is due again.
+
+        None: it need not be said again. Raises as `hold`.
+        """
+        ...
+
+    def is_alive(self, owner: str, /) -> bool:
+        """Whether somebody holds it. False only where that is certain."""
+        ...
+
+    def release(self, owner: str, /) -> None:
+        """It owns nothing any more. A second call does nothing."""
+        ...
+
+    def bury(self, owner: str, /) -> None:
+        """A dead one has no unfinished task any more: keep nothing of it."""
+        ...
+
+
+class OwnedResultStore(ResultStore, Protocol):
+    """A store whose unfinished tasks others see to when their owner has died."""
+
+    @property
+    def ownership(self) -> Ownership:
+        """Which of the owners live."""
+        ...
+
+    def owners(self) -> Sequence[str]:
+        """Those who have unfinished tasks, each once.
+
+        Quick, however many tasks wait.
+        """
+        ...
+
+    def owned_by(self, owner: str, /) -> Iterator[Record]:
+        """Its unfinished records, the oldest first, as of the call.
+
+        A record that cannot be read is set aside for good and logged, once.
+        """
+        ...
+
+    def cancel_requests(self, owner: str, /) -> Sequence[Record]:
+        """Those of its unfinished records that have been asked to stop. Quick."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many records there are: by status, and ``"UNREADABLE"`` ones."""
+        ...
+
+    def version(self) -> int | None:
+        """Another number once another process has changed something.
+
+        None: that cannot be known so quickly that it may be asked a hundred times a
+        second.
+        """
+        ...
+
+
 class ResultStoreFactory(Protocol):
     """Makes the store of an alias, at its first use in a process.
 
     May have an attribute `option_names`, as an `ExecutorFactory`, for
-    ``STORE_OPTIONS``.
+    ``STORE_OPTIONS``. And `may_block`, as a class of stores has: where it is False, a
+    coroutine calls the factory on its loop's thread.
     """
 
     def __call__(self, options: "LocalOptions", /, *, alias: str) -> ResultStore:
@@ -288,6 +388,8 @@ class Waitable(Protocol):
         With a `revision`: until it has a later one. Where a task of this process is
         waited for, whoever ends the wait calls `at_end` before anything else is
         started. It must not block and must not raise.
+
+        Raises what makes it impossible to see the end.
         """
         ...
 
@@ -302,10 +404,11 @@ class Waitable(Protocol):
     ) -> Callable[[], None] | None:
         """Have `wake` called once, by another thread, when `record` is finished.
 
-        The `group` is a number of those that one waiter waits for, of its own choice.
+        Or when it turns out that its end cannot be seen, which `wait` then raises. The
+        `group` is a number of those that one waiter waits for, of its own choice.
 
-        Returns what takes that back, or None where it is finished already. May block
-        where the result has to be looked up. `wake` must not block and must not raise.
+        Returns what takes that back, or None where it is so already. Does not block.
+        `wake` must not block and must not raise.
         """
         ...
 

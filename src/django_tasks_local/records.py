@@ -72,7 +72,7 @@ class Record(NamedTuple):
     """The call's arguments as JSON text: an array of `args` and `kwargs`."""
     run_after: Timestamp | None
     owner: str
-    """The process that has to see to the task: ``host:pid``."""
+    """Who has to see to the task: ``host:pid:token``."""
     enqueued_at: Timestamp
     status: TaskResultStatus = TaskResultStatus.READY
     started_at: Timestamp | None = None
@@ -97,6 +97,13 @@ class Record(NamedTuple):
         """Whether nothing about the task changes any more."""
         return self.status in FINISHED_STATUSES
 
+    def is_past(self, revision: int | None, /) -> bool:
+        """Whether it is finished, or, given a `revision`, has changed since that one.
+
+        Then there is nothing to wait for.
+        """
+        return self.is_finished or (revision is not None and self.revision > revision)
+
 
 class Interruption(Enum):
     """Why a running call is to stop."""
@@ -105,6 +112,8 @@ class Interruption(Enum):
     """Somebody has cancelled the task."""
     TIMEOUT = "timeout"
     """The attempt's time is over."""
+    SHUTDOWN = "shutdown"
+    """Its executor ends. Only an executor itself says so."""
 
 
 class Call(NamedTuple):

@@ -11,17 +11,18 @@ from django.tasks import task_backends
 from django.tasks.base import Task, TaskError, TaskResult
 from django.tasks.exceptions import TaskResultDoesNotExist
 
-from .async_bridge import Completion, is_in_event_loop
+from .async_bridge import Completion, RemoteCompletion, is_in_event_loop
 from .context import is_running_here, lending_slot, parent_link
 from .errors import TaskCancelled, TaskFailed, path_of
-from .foreign_results import ForeignResult, aget_result, record_of_foreign
-from .identity import this_process
+from .foreign_results import aget_result, record_of
+from .identity import is_of_this_process
 from .interruption import out_of_reach
 from .json_text import decode_arguments, decode_value
+from .poller import PolledResult
 from .progress import METADATA_KEY, Progress, as_progress
 from .protocols import Waitable
 from .records import Record, Timestamp
-from .task_registry import find_task
+from .task_registry import find_task, stand_in
 from .times import to_datetime
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ __all__ = [
     "LocalTaskResult",
     "handle_of",
     "is_cancelled",
-    "record_of",
     "refuse_to_block",
     "to_handle",
     "wait",
@@ -171,44 +171,40 @@ class LocalTaskResult[R](_TaskResult[R]):
         SynchronousOnlyOperation on an event loop's thread.
         """
         refuse_to_block("use 'async for … in result.watch()'")
-        latest = self.__copy__()
-        if latest.is_finished:
-            yield latest
+        if self.is_finished:
+            yield self.__copy__()
             return
-        waitable = latest.open_waitable()
+        waitable = self.__copy__().open_waitable()
         seen = self._record.revision
         while True:
-            record = waitable.record
-            if record.is_finished or record.revision > seen:
-                seen = record.revision
-                yield handle_of(record, waitable=waitable, task=self.task)
-                if record.is_finished:
-                    return
-            else:
+            if not waitable.record.is_past(seen):
                 with lending_slot() as reclaim_slot:
                     waitable.wait(None, at_end=reclaim_slot, revision=seen)
+            record = waitable.record
+            seen = record.revision
+            yield handle_of(record, waitable=waitable, task=self.task)
+            if record.is_finished:
+                return
 
     async def watch(self) -> "AsyncGenerator[LocalTaskResult[R]]":
         """As `watch_sync`, without blocking, under asyncio and trio.
 
         Who leaves it early under trio closes it (`contextlib.aclosing`).
         """
-        latest = self.__copy__()
-        if latest.is_finished:
-            yield latest
+        if self.is_finished:
+            yield self.__copy__()
             return
-        waitable = await latest.aopen_waitable()
+        waitable = await self.__copy__().aopen_waitable()
         seen = self._record.revision
         while True:
-            record = waitable.record
-            if record.is_finished or record.revision > seen:
-                seen = record.revision
-                yield handle_of(record, waitable=waitable, task=self.task)
-                if record.is_finished:
-                    return
-            else:
+            if not waitable.record.is_past(seen):
                 with lending_slot() as reclaim_slot:
                     await waitable.wait_async(at_end=reclaim_slot, revision=seen)
+            record = waitable.record
+            seen = record.revision
+            yield handle_of(record, waitable=waitable, task=self.task)
+            if record.is_finished:
+                return
 
     def cancel(self, *, wait: bool = False) -> bool:
         """Cancel the task; True where that was in time.
@@ -301,31 +297,50 @@ class LocalTaskResult[R](_TaskResult[R]):
             self._adopt(await aget_result(self.backend, self.id))
 
     def open_waitable(self) -> Waitable:
-        """What to wait with, looked up where that is needed."""
-        waitable = self._get_waitable()
-        if waitable is None:
+        """What to wait with, looked up where that is needed.
+
+        Raises RuntimeError where there is nothing to wait for.
+        """
+        if self._has_to_be_looked_up():
             self.refresh()
-            waitable = self._waitable_after_look_up()
-        return waitable
+        return self._waitable_after_look_up()
 
     async def aopen_waitable(self) -> Waitable:
         """As `open_waitable`, without blocking."""
-        waitable = self._get_waitable()
-        if waitable is None:
+        if self._has_to_be_looked_up():
             await self.arefresh()
-            waitable = self._waitable_after_look_up()
-        return waitable
+        return self._waitable_after_look_up()
+
+    def _has_to_be_looked_up(self) -> bool:
+        waitable = self._get_waitable()
+        if isinstance(waitable, PolledResult):
+            waitable.check_that_it_ever_runs()
+            return True
+        return waitable is None
 
     def _get_waitable(self) -> Waitable | None:
         """What to wait with; None where the backend has yet to be asked for it."""
+        record = self._record
+        waitable = self._waitable
+        if (
+            waitable is not None
+            # Not what was made before a fork: nothing here ever finishes it.
+            and (
+                isinstance(waitable, RemoteCompletion)
+                or is_of_this_process(record.owner)
+            )
+            and (not isinstance(waitable, Completion) or waitable.is_usable)
+        ):
+            return waitable
         link = parent_link()
-        if link is not None and not isinstance(self._waitable, ForeignResult):
-            if self._waitable is None:
-                _set_waitable(self, link.waitable(self._record))
-        elif self._record.owner not in ("", this_process()):
-            # Made before a fork, or unpickled: nothing here ever finishes it.
+        if not record.owner:  # another library's
+            waitable = PolledResult(record)
+        elif link is not None:
+            waitable = link.waitable(record)
+        else:
             return None
-        return self._waitable
+        _set_waitable(self, waitable)
+        return waitable
 
     def _waitable_after_look_up(self) -> Waitable:
         if self._waitable is None and self._record.is_finished:
@@ -339,9 +354,11 @@ class LocalTaskResult[R](_TaskResult[R]):
 
     def _adopt(self, found: "TaskResult[..., Any]") -> None:
         self.see(record_of(found))
+        waitable = None
         if isinstance(found, LocalTaskResult):
             # As in `__eq__`.
-            _set_waitable(self, cast("LocalTaskResult[R]", found)._waitable)
+            waitable = cast("LocalTaskResult[R]", found)._waitable
+        _set_waitable(self, waitable)
 
     def see(self, record: Record, /) -> None:
         """Show a record of this result, unless a later one is shown already."""
@@ -393,7 +410,10 @@ class LocalTaskResult[R](_TaskResult[R]):
                 return _task_slot.__get__(self)
             except AttributeError:
                 record = self._record
-                task = find_task(record.task, run_after=record.run_after)
+                try:
+                    task = find_task(record.task, run_after=record.run_after)
+                except Exception:  # its module's, or it is not there any more
+                    task = stand_in(record.task, record.alias)
                 _task_slot.__set__(self, task)
                 return task
 
@@ -473,16 +493,7 @@ def to_handle[R](result: "TaskResult[..., R]", /) -> LocalTaskResult[R]:
     """A handle of any backend's result; one of ours is its own."""
     if isinstance(result, LocalTaskResult):
         return result
-    record = record_of(result)
-    return handle_of(record, waitable=ForeignResult(record), task=result.task)
-
-
-def record_of(result: "TaskResult[..., Any]", /) -> Record:
-    """What any backend's result holds, as a record."""
-    if isinstance(result, LocalTaskResult):
-        # As in `__eq__`.
-        return cast("LocalTaskResult[object]", result).record
-    return record_of_foreign(result)
+    return handle_of(record_of(result), task=result.task)
 
 
 async def wait[R](result: "TaskResult[..., R]", timeout: float | None = None) -> R:
@@ -491,7 +502,7 @@ async def wait[R](result: "TaskResult[..., R]", timeout: float | None = None) ->
     `timeout` is in seconds, None for no limit. Raises TaskFailed where the task
     FAILED; TimeoutError when the time is over. A result of this library's backends
     that belongs to this process wakes the waiter; any other is looked up again and
-    again, at first every 10 ms and in the end every 500 ms, which raises
+    again, after 10 ms at first and every 500 ms in the end, which raises
     NotImplementedError where its backend keeps no results. On a DummyBackend, where
     nothing ever runs, RuntimeError.
     """

@@ -29,6 +29,7 @@ from .logs import log_exception, reaches_nobody
 __all__ = [
     "asend",
     "has_only_djangos_receiver",
+    "has_receivers_of_a_project",
     "is_heard",
     "send",
     "task_enqueued",
@@ -45,6 +46,8 @@ _DJANGOS_RECEIVERS: dict[Signal, Callable[..., None]] = {
     task_started: log_task_started,
     task_finished: log_task_finished,
 }
+# How the signals keep them: seen once, found again at a glance.
+_djangos_entries: dict[Signal, object] = {}
 _DJANGOS_LEVELS = {
     task_enqueued: logging.DEBUG,
     task_started: logging.INFO,
@@ -57,9 +60,23 @@ def has_only_djangos_receiver(signal: Signal, /) -> bool:
     receivers = signal.receivers
     if len(receivers) != 1:
         return False
+    receiver = receivers[0]
+    if receiver is _djangos_entries.get(signal):
+        return True
     # An entry begins with its look-up key: the ids of the receiver and the sender.
-    receiver_id: int = receivers[0][0][0]
-    return receiver_id == id(_DJANGOS_RECEIVERS[signal])
+    receiver_id: int = receiver[0][0]
+    if receiver_id != id(_DJANGOS_RECEIVERS[signal]):
+        return False
+    _djangos_entries[signal] = receiver
+    return True
+
+
+def has_receivers_of_a_project() -> bool:
+    """Whether others than Django itself listen to how tasks go on."""
+    return not (
+        (has_only_djangos_receiver(task_started) or not task_started.receivers)
+        and (has_only_djangos_receiver(task_finished) or not task_finished.receivers)
+    )
 
 
 def is_heard(signal: Signal, /, *, has_failed: bool = False) -> bool:

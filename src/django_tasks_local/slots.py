@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
@@ -17,6 +18,9 @@ __all__ = ["Retired", "Slots"]
 # A change of the wall clock is noticed after so many seconds, and that there is nothing
 # to ring for any more.
 _CLOCK_S = 1.0
+
+# How long who waits for all to end may take to see that some never came.
+_ABANDONED_S = 0.1
 
 _RELEASED_AT_ONCE = 1000  # or who enqueues would wait for a million of them
 
@@ -52,18 +56,22 @@ class Slots:
         self._deadlines = DueHeap[Job]()
         self._is_retired = False
         self._runs_until: Timestamp = math.inf
+        # Those of tasks that were not stored after all, as is seen at a moment when no
+        # lock may be taken.
+        self._abandoned: deque[Sequence[Job]] = deque()
 
     # From its enqueue to its slot.
 
-    def admit(self, jobs: Sequence[Job], /) -> None:
+    def admit(self, jobs: Sequence[Job], /, *, is_limited: bool = True) -> None:
         """Take places in the queue for tasks that are about to be stored.
 
-        For all or none. Raises QueueFull where there are not as many, Retired once
-        `retire` was called.
+        For all or none. Raises QueueFull where there are not as many, unless that is
+        not to be asked, and Retired once `retire` was called.
         """
-        limit = self._max_pending
+        limit = self._max_pending if is_limited else None
         give_way(self._lock)
         with self._lock:  # decides who gets the last place
+            self._withdraw_abandoned()
             if self._is_retired:
                 raise Retired
             if limit is not None and self._pending + len(jobs) > limit:
@@ -85,10 +93,11 @@ class Slots:
         """
         give_way(self._lock)
         with self._lock:
-            for job in jobs:
-                if not job.is_pushed:
-                    self._drop(job)
-                    self._jobs.pop(job.record.id, None)
+            self._withdraw(jobs)
+
+    def abandon(self, jobs: Sequence[Job], /) -> None:
+        """The same, by whoever may hold any lock just now: it is done later."""
+        self._abandoned.append(jobs)
 
     def push(
         self, jobs: Sequence[Job], due: list[Job], late: list[Job], /
@@ -224,7 +233,23 @@ class Slots:
         """The ids of the tasks that wait or run, the oldest first."""
         give_way(self._lock)
         with self._lock:
+            self._withdraw_abandoned()
             return list(self._jobs)
+
+    def running_ids(self) -> list[str]:
+        """Those of the tasks that run."""
+        give_way(self._lock)
+        with self._lock:
+            return [
+                result_id
+                for result_id, job in self._jobs.items()
+                if job.slot is not None
+            ]
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any task waits or runs."""
+        return bool(self._jobs)
 
     def is_idle(self, *, until: Timestamp) -> bool:
         """Whether no task runs, or waits for anything but a time after `until`."""
@@ -235,8 +260,18 @@ class Slots:
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Block until `is_idle` until then; False after `timeout_s` seconds."""
         until = time.time() + timeout_s
+        ends_at = time.monotonic() + timeout_s
         with self._ended:
-            return self._ended.wait_for(lambda: self._is_idle(until), timeout_s)
+            while not self._is_idle(until):
+                left_s = ends_at - time.monotonic()
+                if left_s <= 0:
+                    return False
+                # Nobody tells of those that are abandoned on their way.
+                are_on_their_way = len(self._jobs) > len(self._queue) + self._running
+                self._ended.wait(
+                    min(left_s, _ABANDONED_S) if are_on_their_way else left_s
+                )
+            return True
 
     def retire(self, late: list[Job], /, *, runs_until: Timestamp) -> bool:
         """Take no new ones; those due after `runs_until` are `late`. As `settle`."""
@@ -259,6 +294,16 @@ class Slots:
             waiting += self._taken(self._queue.drain())
 
     # Under the lock.
+
+    def _withdraw(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if not job.is_pushed:
+                self._drop(job)
+                self._jobs.pop(job.record.id, None)
+
+    def _withdraw_abandoned(self) -> None:
+        while self._abandoned:
+            self._withdraw(self._abandoned.popleft())
 
     def _put(self, job: Job, late: list[Job]) -> float | None:
         """Queue a task that nobody has cancelled; the seconds until it is due."""
@@ -326,12 +371,14 @@ class Slots:
         return jobs
 
     def _settle(self) -> bool:
+        self._withdraw_abandoned()
         if self._has_only_deferred():
             self._ended.notify_all()
             return self._is_retired and not self._jobs
         return False
 
     def _is_idle(self, until: Timestamp) -> bool:
+        self._withdraw_abandoned()
         next_due = self._queue.next_due
         return self._has_only_deferred() and (next_due is None or next_due > until)
 

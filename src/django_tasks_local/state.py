@@ -19,19 +19,21 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.tasks import task_backends
-from django.tasks.base import Task
+from django.tasks.base import Task, TaskResultStatus
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
-from .async_bridge import is_in_event_loop
+from .async_bridge import Completion, is_in_event_loop
 from .context import is_running
 from .dispatcher import Dispatcher
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
-from .identity import new_result_id, this_process
+from .foreign_results import record_of
+from .identity import new_owner, new_result_id, this_process
 from .jobs import Job
 from .logs import log_warning
 from .options import LocalOptions, parse_options
+from .poller import PolledResult
 from .protocols import ExecutorFactory, ResultStore
 from .records import (
     Answer,
@@ -44,7 +46,9 @@ from .records import (
     Timestamp,
     apply_cancel_request,
 )
-from .results import LocalTaskResult, handle_of, record_of
+from .recovery import Recovery, owned_store
+from .results import LocalTaskResult, handle_of
+from .retention import Retention
 from .signals import (
     asend,
     has_only_djangos_receiver,
@@ -54,8 +58,7 @@ from .signals import (
 )
 from .slots import Retired
 from .task_registry import find_task, remember_task
-from .tasks import metadata_text
-from .times import to_timestamp
+from .tasks import metadata_text, run_after_of
 from .worker import refusal_of
 
 __all__ = [
@@ -87,15 +90,25 @@ class ExecutorState:
         self.is_retired: bool = False
         self.store: ResultStore = options.store(options, alias=alias)
         self._sender = sender
+        self._owner = new_owner()
+        self._retention = Retention(self.store, alias=alias, options=options)
+        owned = owned_store(self.store)
         self._dispatcher = Dispatcher(
             alias=alias,
             sender=sender,
             options=options,
             store=self.store,
+            retention=self._retention,
+            is_owned=owned is not None,
             serve=_serve,
-            find_job=_find_job,
+            find_completion=_find_completion,
             on_done=self._forget,
         )
+        self._recovery: Recovery | None = None
+        if owned is not None:
+            self._recovery = Recovery(
+                owned, alias=alias, owner=self._owner, tasks=self._dispatcher
+            )
 
     def enqueue(
         self,
@@ -121,7 +134,13 @@ class ExecutorState:
             finally:
                 self._dispatcher.push(jobs)
 
-        self._store_ready(jobs, are_visible)
+        if self._recovery is None:
+            self._store_ready(jobs, ready, are_visible)
+        else:
+            self._store_ready(
+                jobs, ready, _Admitted(self._dispatcher, jobs, are_visible)
+            )
+            self.serve()
         return list(map(self._handle, ready, jobs))
 
     async def aenqueue(
@@ -132,7 +151,7 @@ class ExecutorState:
             return self.enqueue(task, spec, calls)
         jobs = self._prepare(task, spec, calls, None)
         ready = [job.record for job in jobs]
-        self._store_ready(jobs, lambda: None)
+        self._store_ready(jobs, ready, lambda: None)
         try:
             for job, record in zip(jobs, ready, strict=True):
                 await asend(task_enqueued, self._sender, self._handle(record, job))
@@ -155,11 +174,14 @@ class ExecutorState:
             if record.is_finished:
                 return False
             # Another process's: it sees to it when it sees the request.
-            if (
-                record.is_cancel_requested
-                or self.store.save([apply_cancel_request(record)])[0]
-            ):
-                return True
+            requested = record
+            if not record.is_cancel_requested:
+                requested = apply_cancel_request(record)
+                if not self.store.save([requested])[0]:
+                    continue
+            if self._recovery is not None and self._recovery.is_orphan(requested):
+                self._recovery.take(requested)
+            return True
 
     def get_result(self, result_id: str, /) -> LocalTaskResult[Any]:
         """The handle of a result. Raises TaskResultDoesNotExist."""
@@ -167,9 +189,33 @@ class ExecutorState:
         record = self.store.get([result_id]).get(result_id)
         if record is None:
             raise TaskResultDoesNotExist(self._explain_unknown(result_id))
-        if record.is_finished or job is None:
+        if record.is_finished:
             return handle_of(record)
-        return self._handle(record, job)
+        if job is not None:
+            return self._handle(record, job)
+        return handle_of(record, waitable=self._polled(record))
+
+    def serve(self) -> None:
+        """Look after the store's tasks from now on, those of dead processes among them.
+
+        For stores whose tasks outlive their process. Does not wait.
+        """
+        if self._recovery is not None:
+            self._recovery.serve()
+            self._retention.begin()
+
+    def adopt(self) -> int:
+        """Take over now what dead processes have left; how many tasks these were."""
+        return 0 if self._recovery is None else self._recovery.adopt()
+
+    def prune(self) -> int:
+        """Forget now the results that are not to be kept; how many these were."""
+        return self._retention.prune()
+
+    def find_completion(self, result_id: str, /) -> PolledResult | None:
+        """What waits for a result that runs elsewhere, as the store has it."""
+        record = self.store.get([result_id]).get(result_id)
+        return None if record is None else self._polled(record)
 
     def job(self, result_id: str, /) -> Job | None:
         """What is waiting or running under that id."""
@@ -196,12 +242,26 @@ class ExecutorState:
         return self._dispatcher.unfinished_ids()
 
     def drop_queued(self, reason: str) -> None:
-        """Fail what still waits."""
+        """Fail what still waits, or leave it in a store that others look after."""
         self._dispatcher.drop_queued(reason)
+
+    def leave_queued(self) -> None:
+        """Leave what still waits to others, where these look after it."""
+        if self._recovery is not None:
+            self._recovery.end()
+            self._dispatcher.drop_queued("")
 
     def end(self, *, timeout_s: float) -> None:
         """End the workers, whatever still runs."""
+        self._retention.end()
         self._dispatcher.end(timeout_s=timeout_s)
+
+    def release(self) -> None:
+        """Let others see to what is unfinished, unless it still runs here."""
+        if self._recovery is not None:
+            self._recovery.end()
+            if not self._dispatcher.unfinished_ids():
+                self._recovery.release()
 
     def _prepare(
         self,
@@ -212,35 +272,44 @@ class ExecutorState:
     ) -> list[Job]:
         """The tasks' jobs, each with a place in the queue."""
         self._dispatcher.start()
-        run_after = to_timestamp(task.run_after)
+        if self._recovery is not None:
+            self._recovery.hold()
+        run_after = run_after_of(task)
         metadata = metadata_text(task)
-        owner = this_process()
+        owner = self._owner
         now = time.time()
-        jobs = [
-            Job(
-                Record(
-                    new_result_id(),
-                    spec,
-                    self.alias,
-                    arguments,
-                    run_after,
-                    owner,
-                    now,
-                    metadata=metadata,
-                    due_at=run_after,
-                ),
-                task=task,
-                context=copy_context() if context is None else context.copy(),
+        jobs: list[Job] = []
+        for arguments in calls:
+            # By position: names would cost as much again.
+            record = Record(
+                new_result_id(),
+                spec,
+                self.alias,
+                arguments,
+                run_after,
+                owner,
+                now,
+                TaskResultStatus.READY,
+                None,
+                None,
+                None,
+                None,
+                (),
+                (),
+                metadata,
+                run_after,
             )
-            for arguments in calls
-        ]
+            own_context = copy_context() if context is None else context.copy()
+            jobs.append(Job(record, task=task, context=own_context))
         self._dispatcher.admit(jobs)
         remember_task(spec, task)
         return jobs
 
-    def _store_ready(self, jobs: list[Job], on_visible: Callable[[], None]) -> None:
+    def _store_ready(
+        self, jobs: list[Job], ready: list[Record], on_visible: Callable[[], None]
+    ) -> None:
         try:
-            self.store.add([job.record for job in jobs], on_visible=on_visible)
+            self.store.add(ready, on_visible=on_visible)
         except BaseException:  # also where Ctrl-C came in between
             self._dispatcher.refuse(jobs)
             raise
@@ -249,10 +318,17 @@ class ExecutorState:
         """The last task of a retired state has ended."""
         with _lock:
             _retired.discard(self)
+        self._retention.end()
+        if self._recovery is not None:
+            self._recovery.release()
         self.store.close()
 
     def _handle(self, record: Record, job: Job) -> LocalTaskResult[Any]:
         return handle_of(record, waitable=job, task=job.task)
+
+    def _polled(self, record: Record) -> PolledResult | None:
+        # In a store of this process alone nobody would bring it to its end.
+        return PolledResult(record) if self.store.is_shared else None
 
     def _explain_unknown(self, result_id: str) -> str:
         text = f"TASKS[{self.alias!r}] has no result {result_id!r}."
@@ -263,9 +339,35 @@ class ExecutorState:
         return (
             f"{text} Its store knows only what was enqueued in this process "
             f"({this_process()}), and of that {kept}: a result of another process, or "
-            "from before a restart, is found by a store that processes share, which "
-            f"TASKS[{self.alias!r}]['OPTIONS']['STORE'] can name."
+            "from before a restart, is found by a store that processes share: "
+            f"TASKS[{self.alias!r}]['OPTIONS']['STORE'] can be 'sqlite', a file of "
+            "this machine, or 'database', the project's own."
         )
+
+
+class _Admitted:
+    """Told when admitted tasks can be seen; dropped where they never will be.
+
+    As by a store that joins a transaction which is rolled back.
+    """
+
+    __slots__ = ("_are_visible", "_dispatcher", "_is_called", "_jobs")
+
+    def __init__(
+        self, dispatcher: Dispatcher, jobs: list[Job], are_visible: Callable[[], None]
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._jobs = jobs
+        self._are_visible = are_visible
+        self._is_called = False
+
+    def __call__(self) -> None:
+        self._is_called = True
+        self._are_visible()
+
+    def __del__(self) -> None:
+        if not self._is_called:
+            self._dispatcher.abandon(self._jobs)
 
 
 # The states of this process.
@@ -393,6 +495,7 @@ def shutdown_executor(name: str, wait: bool = True) -> None:
             )
             state.end(timeout_s=0.0)  # kills what it can
         state.end(timeout_s=_END_S)
+        state.release()
         with _lock:
             _retired.discard(state)
 
@@ -461,13 +564,13 @@ def cancel(alias: str, result_id: str, /) -> bool:
     return (_states.get(alias) or _state_of(alias)).cancel(result_id)
 
 
-def _find_job(alias: str, result_id: str) -> Job | None:
+def _find_completion(alias: str, result_id: str) -> Completion | None:
     for state in _all_states():
         if state.alias == alias:
             job = state.job(result_id)
             if job is not None:
                 return job
-    return None
+    return (_states.get(alias) or _state_of(alias)).find_completion(result_id)
 
 
 # When the settings change.
@@ -565,10 +668,12 @@ def drain() -> None:
             _retired.update(states)
         for state in states:
             state.retire(runs_until=math.inf)  # what is left has just been named
+            state.leave_queued()
             state.end(timeout_s=0.0)  # kills what it can
         deadline = time.monotonic() + min(_END_S, most_s)
         for state in states:
             state.end(timeout_s=max(0.0, deadline - time.monotonic()))
+            state.release()
         with _lock:
             _retired.difference_update(states)
 

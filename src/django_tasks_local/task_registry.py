@@ -1,5 +1,7 @@
 """From a task to the plain data that names it, and back."""
 
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pkgutil import resolve_name
@@ -7,18 +9,21 @@ from typing import Any, cast
 
 from django.tasks import task_backends
 from django.tasks.base import Task
+from django.tasks.exceptions import InvalidTask
 
 from .backoff import Backoff
-from .json_text import decode_value
-from .records import NO_METADATA, TaskSpec, Timestamp
+from .json_text import decode_arguments, decode_value
+from .records import NO_METADATA, Record, TaskSpec, Timestamp
 from .times import to_datetime
 
 __all__ = [
     "find_backoff",
     "find_function",
+    "find_stored_task",
     "find_task",
     "remember_task",
     "spec_of",
+    "stand_in",
 ]
 
 # Grows with the number of definitions and of the options given to `using`, not with
@@ -94,6 +99,69 @@ def find_task(
     if metadata != NO_METADATA:
         given["metadata"] = decode_value(metadata)
     return _replace(task, **given) if given else task
+
+
+def find_stored_task(record: Record, /) -> "Task[..., Any]":
+    """The task of a record that was read from a store, to run it.
+
+    Only what is a task at its path runs, or what its module has made a task of. Raises
+    InvalidTask where it has vanished, or does not take these arguments any more.
+    """
+    spec = record.task
+    try:
+        _check_that_it_is_a_task(spec)
+        task = find_task(spec, run_after=record.run_after, metadata=record.metadata)
+    except Exception as err:  # a module of the project's is imported
+        raise InvalidTask(
+            f"Task {spec.path!r}, which was enqueued by another process, cannot be "
+            f"run: {type(err).__name__}: {err}"
+        ) from err
+    args, kwargs = decode_arguments(record.arguments)
+    if task.takes_context:
+        args = [None, *args]
+    try:
+        inspect.signature(task.func).bind(*args, **kwargs)
+    except TypeError as err:
+        raise InvalidTask(
+            f"The code of task {spec.path!r} has changed since another process "
+            f"enqueued it, and does not take its arguments any more: {err}"
+        ) from err
+    return task
+
+
+def _check_that_it_is_a_task(spec: TaskSpec) -> None:
+    if spec in _tasks:
+        return
+    found = resolve_name(spec.path)
+    if isinstance(found, Task):
+        return
+    module = sys.modules.get(getattr(found, "__module__", ""))
+    for value in [*vars(module).values()] if module is not None else ():
+        if isinstance(value, Task) and cast("Task[..., Any]", value).func is found:
+            return
+    raise TypeError(f"{spec.path!r} is {found!r}, not a task.")
+
+
+def stand_in(spec: TaskSpec, alias: str, /) -> "Task[..., Any]":
+    """What stands for a task that has vanished: it can be looked at, not called.
+
+    The `alias` is that of its result.
+    """
+
+    def vanished(*args: object, **kwargs: object) -> None:
+        raise InvalidTask(f"There is no task {spec.path!r} any more.")
+
+    module, _, name = spec.path.rpartition(".")
+    vanished.__module__, vanished.__qualname__ = module, name
+    backend = spec.backend if spec.backend in task_backends else alias
+    return task_backends[backend].task_class(
+        priority=spec.priority,
+        func=vanished,
+        backend=backend,
+        queue_name=spec.queue_name,
+        run_after=None,
+        takes_context=spec.takes_context,
+    )
 
 
 def _replace(task: "Task[..., Any]", **options: Any) -> "Task[..., Any]":

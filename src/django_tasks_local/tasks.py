@@ -17,6 +17,7 @@ from typing import (
 )
 
 from django.db import transaction
+from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import (
     DEFAULT_TASK_BACKEND_ALIAS,
@@ -26,12 +27,13 @@ from django.tasks.base import (
     TaskContext,
 )
 from django.tasks.exceptions import InvalidTask
+from django.utils.timezone import is_aware
 
 from .async_bridge import Completion
 from .backoff import Backoff
 from .context import LocalTaskContext
-from .identity import new_result_id, this_process
-from .interruption import out_of_reach
+from .identity import new_owner, new_result_id, this_process
+from .interruption import calls_in_reach, out_of_reach
 from .json_text import (
     decode_arguments,
     decode_value,
@@ -39,7 +41,7 @@ from .json_text import (
     encode_metadata,
 )
 from .options import is_backoff, is_count, is_timeout
-from .records import NO_METADATA, Record, TaskSpec, apply_start
+from .records import NO_METADATA, Record, TaskSpec, Timestamp, apply_start
 from .results import LocalTaskResult, handle_of, to_handle
 from .task_registry import find_task, spec_of
 from .times import to_datetime, to_timestamp
@@ -59,6 +61,7 @@ __all__ = [
     "arguments_text",
     "as_arguments",
     "metadata_text",
+    "run_after_of",
     "task",
     "task_spec",
 ]
@@ -82,6 +85,8 @@ class LocalTask[**P, R](_Task[P, R]):
     """What its results are given besides arguments (`using`)."""
     metadata_text: str = field(init=False, repr=False, compare=False)
     """The same as JSON text."""
+    run_after_s: Timestamp | None = field(init=False, repr=False, compare=False)
+    """`run_after` where that is aware, so that it does not depend on settings."""
     _spec: TaskSpec = field(init=False, repr=False, compare=False)
 
     @override
@@ -107,20 +112,27 @@ class LocalTask[**P, R](_Task[P, R]):
                     f"got {value!r}."
                 )
         super().__post_init__()
+        run_after_s = None
         if self.run_after is not None:
             try:
-                to_datetime(self.run_after.timestamp())
+                at = self.run_after.timestamp()
+                to_datetime(at)
+                run_after_s = at if is_aware(self.run_after) else None
             except (ValueError, OverflowError) as err:
                 raise InvalidTask(
                     f"run_after of task {self.module_path} is out of range: "
                     f"{self.run_after!r}."
                 ) from err
+        object.__setattr__(self, "run_after_s", run_after_s)
 
     @override
     def get_backend(self) -> BaseTaskBackend:
         """What runs the task: the backend of its alias."""
+        # As Django's own method, which imports `task_backends` at each call.
+        if not calls_in_reach:
+            return task_backends[self.backend]
         with out_of_reach:  # Django's look-up takes a lock that all threads need
-            return super().get_backend()
+            return task_backends[self.backend]
 
     @property
     def spec(self) -> TaskSpec:
@@ -273,7 +285,7 @@ class LocalTask[**P, R](_Task[P, R]):
             self.backend,
             arguments_text(self, args, {}),
             None,
-            this_process(),
+            new_owner(),
             now,
             metadata=self.metadata_text,
         )
@@ -323,6 +335,13 @@ def task_spec(task: "Task[..., Any]", /) -> TaskSpec:
 def metadata_text(task: "Task[..., Any]", /) -> str:
     """The JSON text of what a task's results are given as metadata."""
     return task.metadata_text if isinstance(task, LocalTask) else NO_METADATA
+
+
+def run_after_of(task: "Task[..., Any]", /) -> Timestamp | None:
+    """The earliest time that a task runs at."""
+    if isinstance(task, LocalTask) and task.run_after_s is not None:
+        return task.run_after_s
+    return to_timestamp(task.run_after)
 
 
 def _is_datetime(value: object) -> bool:

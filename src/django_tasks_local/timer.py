@@ -34,6 +34,9 @@ class Timer:
         was called, or no thread can be started.
         """
         ring_at = time.monotonic() + seconds
+        planned = self._ring_at
+        if planned is not None and planned <= ring_at and not self._has_ended:
+            return True  # that ring has yet to begin: it sees what is there now
         with self._lock:  # decides whether the thread wakes early enough by itself
             if self._has_ended:
                 return False

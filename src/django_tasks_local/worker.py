@@ -1,26 +1,33 @@
 """What surrounds the user's function, wherever it runs."""
 
+import asyncio
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextvars import Context, ContextVar
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from asgiref.sync import SyncToAsync, async_to_sync
-from django.db import connections
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+)
 from django.utils.module_loading import import_string
+from typing_extensions import TypeIs
 
 from .backoff import Backoff
+from .connections import close_connections, close_old_connections
 from .context import LocalTaskContext, close_context, enter_task, open_context
 from .errors import TaskCancelled, WorkerLost, path_of
-from .interruption import InterruptibleCall
+from .interruption import InterruptibleCall, InterruptibleCoroutine
 from .json_text import decode_arguments, encode_value
-from .logs import log_exception
 from .options import is_duration
 from .protocols import TaskHost
 from .records import ErrorRecord, Outcome, Record, Refusal, apply_outcome
@@ -33,8 +40,10 @@ __all__ = [
     "close_old_connections",
     "error_record",
     "is_async",
+    "is_awaited_by_a_thread",
     "lost_outcome",
     "refusal_of",
+    "run_coroutine_task",
     "run_task",
     "stopped_outcome",
 ]
@@ -66,17 +75,103 @@ def run_task(
     other tasks. `backoff` is asked about another attempt when this one fails;
     `interruptible` is how it can be stopped meanwhile.
     """
-    value = failure = error = metadata = None
-    task_context: LocalTaskContext | None = None
-    further: tuple[ErrorRecord, ...] = ()
-    if record.task.takes_context:
-        task_context = open_context(handle_of(record), host)
+    task_context = _open_context(record, host)
+    value = failure = None
     try:
         value = context.run(
             _call, record, host, function, carried, task_context, interruptible
         )
     except BaseException as err:
-        failure, error = err, error_record(err)
+        failure = err
+    outcome, failure = _outcome(record, value, failure, task_context)
+    if backoff is not None and _may_run_again(failure):
+        outcome = context.run(ask_backoff, backoff, failure, record, outcome)
+    failure = None  # or it and this frame would keep each other
+    return outcome
+
+
+async def run_coroutine_task[C: InterruptibleCoroutine](
+    record: Record,
+    /,
+    *,
+    host: TaskHost,
+    function: Callable[..., Coroutine[Any, Any, Any]],
+    thread_context: ThreadSensitiveContext,
+    backoff: Backoff | None,
+    interruptible: C,
+    done: Callable[[C, Outcome], None],
+) -> None:
+    """As `run_task`, in the asyncio task that is running, and in its context.
+
+    `done` is called with `interruptible` and the outcome. What the function calls
+    through `sync_to_async`, as the ORM does, goes to the thread of `thread_context`;
+    the backoff is called there too.
+    """
+    task_context = value = failure = None
+    try:
+        task_context = _open_context(record, host)
+        enter_task(host, record.id, record.alias)
+        _leave_the_enqueuers_loop(thread_context)
+        interruptible.begin()
+        value = _as_text(record, await _coroutine(record, function, task_context))
+    except BaseException as err:
+        failure = err
+    failure = interruptible.end(failure)
+    outcome, failure = _outcome(record, value, failure, task_context)
+    if backoff is not None and _may_run_again(failure):
+        outcome = await _ask_in_thread(
+            thread_context, backoff, failure, record, outcome
+        )
+    failure = None  # as above
+    done(interruptible, outcome)
+
+
+async def _ask_in_thread(
+    thread_context: ThreadSensitiveContext,
+    backoff: Backoff,
+    failure: BaseException,
+    record: Record,
+    outcome: Outcome,
+) -> Outcome:
+    """As `ask_backoff`, which may block, or use the ORM."""
+    context = copy_context()
+    try:
+        asked = asyncio.get_running_loop().run_in_executor(
+            SyncToAsync.context_to_thread_executor[thread_context],
+            lambda: context.run(ask_backoff, backoff, failure, record, outcome),
+        )
+        while not asked.done():
+            with suppress(asyncio.CancelledError):  # others may cancel any task
+                await asyncio.shield(asked)
+        return asked.result()
+    except BaseException as err:  # no thread does it
+        return outcome._replace(
+            is_backoff_asked=True,
+            further_errors=(*outcome.further_errors, error_record(err)),
+        )
+
+
+def is_awaited_by_a_thread() -> bool:
+    """Whether this runs inside `async_to_sync`, for which a thread waits."""
+    return getattr(AsyncToSync.executors, "current", None) is not None
+
+
+def _open_context(record: Record, host: TaskHost) -> LocalTaskContext | None:
+    if not record.task.takes_context:
+        return None
+    return open_context(handle_of(record), host)
+
+
+def _outcome(
+    record: Record,
+    value: str | None,
+    failure: BaseException | None,
+    task_context: LocalTaskContext | None,
+) -> tuple[Outcome, BaseException | None]:
+    """What came of an attempt, and the exception if one did."""
+    error = None if failure is None else error_record(failure)
+    metadata = None
+    further: tuple[ErrorRecord, ...] = ()
     if task_context is not None:
         try:
             metadata = close_context(task_context)
@@ -88,14 +183,11 @@ def run_task(
     outcome = Outcome(
         record.id, time.time(), value, error, metadata, further_errors=further
     )
-    if (
-        failure is not None
-        and backoff is not None
-        and not isinstance(failure, TaskCancelled)
-    ):
-        outcome = context.run(ask_backoff, backoff, failure, record, outcome)
-    failure = None  # or it and this frame would keep each other
-    return outcome
+    return outcome, failure
+
+
+def _may_run_again(failure: BaseException | None) -> TypeIs[BaseException]:
+    return failure is not None and not isinstance(failure, TaskCancelled)
 
 
 def ask_backoff(
@@ -124,34 +216,6 @@ def ask_backoff(
     return outcome._replace(is_backoff_asked=True, retry_after_s=retry_after_s)
 
 
-def close_old_connections() -> None:
-    """Care for this thread's database connections, as is done after a request.
-
-    After each task; before one there is nothing to care for, since a worker that
-    rests holds none.
-    """
-    for connection in connections.all(initialized_only=True):
-        try:
-            if connection.in_atomic_block:
-                # A transaction that a task left open is not the next task's. Django
-                # would keep its state, so the next task gets another connection.
-                connection.close()
-                del connections[connection.alias]
-            else:
-                connection.close_if_unusable_or_obsolete()
-        except Exception:  # a driver's, of a connection that is already broken
-            log_exception("A database connection could not be closed")
-
-
-def close_connections() -> None:
-    """Close this thread's database connections."""
-    for connection in connections.all(initialized_only=True):
-        try:
-            connection.close()
-        except Exception:  # as above
-            log_exception("A database connection could not be closed")
-
-
 def lost_outcome(result_id: str, reason: str, /) -> Outcome:
     """What is recorded of an attempt whose worker did not live to say it."""
     return stopped_outcome(result_id, WorkerLost(reason))
@@ -176,17 +240,37 @@ def _call(
     enter_task(host, record.id, record.alias)
     for path, value in carried.items():
         _find_variable(path).set(pickle.loads(value))
-    _leave_the_enqueuers_loop()
+    _leave_the_enqueuers_loop(None)
     run: Callable[..., Any] = function or find_function(record.task)
-    args, kwargs = decode_arguments(record.arguments)
-    if task_context is not None:
-        args.insert(0, task_context)
+    args, kwargs = _arguments(record, task_context)
     if interruptible is None:
         value = (async_to_sync(run) if is_async(run) else run)(*args, **kwargs)
     elif is_async(run):
         value = interruptible.run_coroutine(run, args, kwargs)
     else:
         value = interruptible.run_function(run, args, kwargs)
+    return _as_text(record, value)
+
+
+def _coroutine(
+    record: Record,
+    function: Callable[..., Coroutine[Any, Any, Any]],
+    task_context: LocalTaskContext | None,
+) -> Coroutine[Any, Any, Any]:
+    args, kwargs = _arguments(record, task_context)
+    return function(*args, **kwargs)
+
+
+def _arguments(
+    record: Record, task_context: LocalTaskContext | None
+) -> tuple[list[Any], dict[str, Any]]:
+    args, kwargs = decode_arguments(record.arguments)
+    if task_context is not None:
+        args.insert(0, task_context)
+    return args, kwargs
+
+
+def _as_text(record: Record, value: object) -> str:
     try:
         return encode_value(value)
     except TypeError as err:
@@ -207,17 +291,20 @@ is_async: Callable[[Callable[..., Any]], bool] = lru_cache(maxsize=1024)(
 """Whether a function is a coroutine function."""
 
 
-def _leave_the_enqueuers_loop() -> None:
+def _leave_the_enqueuers_loop(thread_context: ThreadSensitiveContext | None) -> None:
     """Forget what the enqueuer's context says about the loop that it runs on.
 
     asgiref would send this task's sync calls to the thread of a request that may be
     over; sniffio would name a library that does not run on this thread.
     """
-    if SyncToAsync.thread_sensitive_context.get(None) is not None:
+    if SyncToAsync.thread_sensitive_context.get(None) is not thread_context:
         # asgiref asks for its value with a default of None.
-        SyncToAsync.thread_sensitive_context.set(None)  # type: ignore[arg-type]
+        SyncToAsync.thread_sensitive_context.set(thread_context)  # type: ignore[arg-type]
+    # And to a thread that waits in `async_to_sync`, before all else. It may not be seen
+    # here yet: asgiref brings it along when the task's first call moves threads.
+    AsyncToSync.executors.current = None
     sniffio = sys.modules.get("sniffio")
-    if sniffio is not None:
+    if sniffio is not None and sniffio.current_async_library_cvar.get() is not None:
         sniffio.current_async_library_cvar.set(None)
 
 

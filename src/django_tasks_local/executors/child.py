@@ -11,18 +11,18 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from itertools import count
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never, override
 
 import anyio.to_thread
 from django.db import connections
 from django.utils.module_loading import import_string
 
 from .. import records
-from ..async_bridge import Completion
+from ..async_bridge import RemoteCompletion
 from ..backoff import Backoff
 from ..context import set_parent_link
 from ..records import (
@@ -203,8 +203,9 @@ class PipeLink:
         self._calls: deque[Run] = deque()
         self._replies: dict[int, Answer] = {}
         self._ids = count()
-        self._watched: dict[int, _ParentsResult] = {}
-        self._finished: deque[_ParentsResult] = deque()
+        # Each with the revision after which there will be news.
+        self._watched: dict[int, tuple[_ParentsResult, int | None]] = {}
+        self._changed: deque[tuple[_ParentsResult, int | None]] = deque()
         self._is_pumping = False
 
     # Calls.
@@ -272,7 +273,7 @@ class PipeLink:
         watch_id = next(self._ids)
         record = result.record
         with self._arrival:
-            self._watched[watch_id] = result
+            self._watched[watch_id] = (result, revision)
             needs_pump = not self._is_pumping
             self._is_pumping = True
         if needs_pump:
@@ -290,17 +291,17 @@ class PipeLink:
                 self.send(Unwatch(watch_id))
 
     def _pump(self) -> None:
-        """Read while somebody waits for a result, and fetch what has finished."""
+        """Read while somebody waits for a result, and fetch what has changed."""
         while True:
             self._read_until(
-                lambda: bool(self._finished) or not self._watched or self._is_over
+                lambda: bool(self._changed) or not self._watched or self._is_over
             )
             with self._arrival:
-                if not self._finished:
+                if not self._changed:
                     self._is_pumping = False
                     return
-                result = self._finished.popleft()
-            result.fetch()
+                result, revision = self._changed.popleft()
+            result.fetch(revision)
 
     # The pipe.
 
@@ -350,9 +351,9 @@ class PipeLink:
             case Reply():
                 self._replies[message.request_id] = message.answer
             case Watched():
-                result = self._watched.pop(message.watch_id, None)
-                if result is not None:
-                    self._finished.append(result)
+                watched = self._watched.pop(message.watch_id, None)
+                if watched is not None:
+                    self._changed.append(watched)
             case Stop():
                 self._is_over = True
             case _:
@@ -403,38 +404,42 @@ def _backoff_of(call: Run) -> Backoff | None:
     return ask
 
 
-class _ParentsResult:
+class _ParentsResult(RemoteCompletion):
     """A result of the parent's, to be waited for in its child."""
 
+    __slots__ = ("_link",)
+
     def __init__(self, link: PipeLink, record: Record) -> None:
+        super().__init__(record)
         self._link = link
-        self._completion = Completion(record)
-        self._refusal: Exception | None = None
 
-    @property
-    def record(self) -> Record:
-        return self._completion.record
-
-    def fetch(self) -> None:
+    def fetch(self, revision: int | None) -> None:
         """There is news of it: get its record, and wake who waits."""
         try:
-            self.latest()
+            if not self.latest().is_past(revision):
+                raise RuntimeError(
+                    f"Task {self.record.id} is {self.record.status.value}, and nothing "
+                    "more can be learned of it: there is nothing to wait for."
+                )
         except Exception as err:  # the parent refused: whoever waits must know
-            self._refusal = err
-            self._completion.interrupt()
+            self.fail(err)
 
+    @override
     def latest(self) -> Record:
         record = self._link.request(GetRequest(self.record.alias, self.record.id))
         assert isinstance(record, Record)  # as the parent answers that
         if record.is_finished:
-            self._completion.finish(record)
+            self.finish(record)
         else:
-            self._completion.see(record)
+            self.see(record)
         return record
 
+    @override
     async def alatest(self) -> Record:
+        # Not on the thread of the task's other sync code, which may take long.
         return await anyio.to_thread.run_sync(self.latest)
 
+    @override
     def wait(
         self,
         timeout_s: float | None,
@@ -443,29 +448,24 @@ class _ParentsResult:
         at_end: Callable[[], None],
         revision: int | None = None,
     ) -> bool:
-        with self._link.watching(self, revision=revision):
-            is_in_time = self._completion.wait(
-                timeout_s, at_end=at_end, revision=revision
-            )
-        if self._refusal is not None:
-            raise self._refusal
-        return is_in_time
+        with self._watching(revision):
+            return super().wait(timeout_s, at_end=at_end, revision=revision)
 
+    @override
     async def wait_async(
         self, *, at_end: Callable[[], None], revision: int | None = None
     ) -> None:
-        with self._link.watching(self, revision=revision):
-            await self._completion.wait_async(at_end=at_end, revision=revision)
-        if self._refusal is not None:
-            raise self._refusal
+        with self._watching(revision):
+            await super().wait_async(at_end=at_end, revision=revision)
 
+    @override
     def subscribe(
         self, wake: Callable[[], None], /, *, group: int
     ) -> Callable[[], None] | None:
-        remove = self._completion.subscribe(wake, group=group)
+        remove = super().subscribe(wake, group=group)
         if remove is None:
             return None
-        watch = self._link.watching(self, revision=None, group=group)
+        watch = self._watching(None, group=group)
         watch.__enter__()
 
         def end() -> None:
@@ -473,6 +473,13 @@ class _ParentsResult:
             watch.__exit__(None, None, None)
 
         return end
+
+    def _watching(
+        self, revision: int | None, *, group: int | None = None
+    ) -> AbstractContextManager[None]:
+        if self._is_past(revision):
+            return nullcontext()
+        return self._link.watching(self, revision=revision, group=group)
 
 
 def _as_exception(refusal: Refusal) -> Exception:

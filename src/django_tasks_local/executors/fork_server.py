@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -93,6 +94,8 @@ class Child:
         self._exit_code: int | None = None
         self._has_ended = threading.Event()
         self._send_lock = threading.Lock()
+        self._outbox: deque[bytes] = deque()
+        self._sender: threading.Thread | None = None
         self._watcher: threading.Thread | None = None
         self.pid: int = 0
         self.at_close: Callable[[], None] | None = None
@@ -130,6 +133,43 @@ class Child:
         """Any thread. Raises OSError when the process has ended."""
         with self._send_lock:  # messages must not mix
             self._pipe.send(data)
+
+    def send_soon(self, data: bytes, /) -> None:
+        """As `send`, a short message, but never blocks.
+
+        What the process does not take now another thread sends once it does. That
+        messages come in order is promised only where none had to wait so.
+        """
+        if self._send_lock.acquire(blocking=False):  # another may be on its way
+            try:
+                if self._pipe.send_at_once(data):
+                    return
+            finally:
+                self._send_lock.release()
+        with self._lock:  # decides whether there is a thread that sends it
+            self._outbox.append(data)
+            if self._sender is not None or self._is_closed:
+                return
+            sender = threading.Thread(
+                target=self._empty_outbox,
+                name=f"django-tasks-{self.pid}-send",
+                daemon=True,
+            )
+            with suppress(RuntimeError):  # no thread can be started
+                sender.start()
+                self._sender = sender
+                return
+        self._empty_outbox()  # better so than never
+
+    def _empty_outbox(self) -> None:
+        while True:
+            with self._lock:
+                if not self._outbox:
+                    self._sender = None
+                    return
+                data = self._outbox.popleft()
+            with suppress(OSError):  # the process has ended
+                self.send(data)
 
     def receive(self) -> bytes:
         """One thread. Raises EOFError or OSError when the process has ended."""
@@ -172,6 +212,11 @@ class Child:
         self.kill()
         if self._watcher is not None:
             self._watcher.join()
+        sender = self._sender
+        if sender is not None:
+            with suppress(OSError):
+                self._pipe.hang_up()
+            sender.join()
         self._close_files()
         at_close, self.at_close = self.at_close, None
         if at_close is not None:

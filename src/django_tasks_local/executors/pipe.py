@@ -52,6 +52,17 @@ class MessagePipe:
             self._socket.sendall(header)
             self._socket.sendall(data)
 
+    def send_at_once(self, data: bytes, /) -> bool:
+        """Send a message of less than a page, unless it would block; then False.
+
+        So short a one is sent as a whole or not at all. Raises as `send`.
+        """
+        try:
+            self._socket.send(_LENGTH.pack(len(data)) + data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
     def receive(self) -> bytes:
         """Blocks until a message is there. Raises EOFError when none can come."""
         received = self._received

@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .. import records
 from ..backoff import Backoff
 from ..errors import TaskCancelled
-from ..identity import host_name
+from ..identity import host_name, is_of_this_process
 from ..interruption import stop_error
 from ..options import LocalOptions
 from ..protocols import WorkerHost
@@ -104,6 +104,9 @@ class ProcessExecutor:
 
     def submit(self, call: Call, /) -> Future[Outcome]:
         return self._threads.submit(call)
+
+    def run(self, call: Call, done: Callable[[Outcome], None], /) -> None:
+        self._threads.run(call, done)
 
     def interrupt(
         self, result_id: str, /, *, attempt: int, reason: Interruption
@@ -482,7 +485,8 @@ class _Watches:
                 if record is not None and record.is_finished:
                     self._finished[record.id] = record
                 with suppress(OSError):  # it has ended
-                    _send(child, Watched(watch_id))
+                    # On whichever thread a task has ended: an event loop's, perhaps.
+                    child.send_soon(pack(Watched(watch_id)))
 
         self._waiting[watch_id] = None
         if watch.result_id in self._finished:
@@ -546,6 +550,8 @@ class _Watches:
         """The task has got a handle, which must not lose its outcome."""
         if record.id in self._kept:
             return
+        if not is_of_this_process(record.owner) and not record.is_finished:
+            return  # it would be looked up again and again, with nobody waiting
 
         def take(finished: Record) -> None:
             self._finished[record.id] = finished

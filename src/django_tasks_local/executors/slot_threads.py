@@ -13,7 +13,8 @@ from ..worker import error_record, lost_outcome
 
 __all__ = ["SlotThreads", "SlotWorker"]
 
-type _Inbox = SimpleQueue[tuple[Call, Future[Outcome]] | None]
+type _Done = Callable[[Outcome], None]
+type _Inbox = SimpleQueue[tuple[Call, _Done] | None]
 
 
 class SlotWorker(Protocol):
@@ -70,28 +71,36 @@ class SlotThreads:
     def submit(self, call: Call, /) -> Future[Outcome]:
         """Put a call into its slot's inbox (see `TaskExecutor.submit`)."""
         future: Future[Outcome] = Future()
+        self.run(call, future.set_result)
+        return future
+
+    def run(self, call: Call, done: _Done, /) -> None:
+        """The same without a Future (see `CallbackExecutor.run`)."""
+        reason = self._put(call, done)
+        if reason is not None:
+            done(lost_outcome(call.record.id, reason))
+
+    def _put(self, call: Call, done: _Done) -> str | None:
+        """Why it cannot run, where it cannot."""
         give_way(self._lock)
         with self._lock:  # decides whether the slot's thread still takes calls
             if self._is_shut_down:
-                reason = "Its alias was shut down before the task could run."
-                future.set_result(lost_outcome(call.record.id, reason))
-                return future
+                return "Its alias was shut down before the task could run."
             inbox = self._inboxes.get(call.slot)
             if inbox is not None:
-                inbox.put((call, future))
-                return future
+                inbox.put((call, done))
+                return None
             inbox = self._inboxes[call.slot] = SimpleQueue()
             try:
                 self._start(call.slot, inbox)
             except RuntimeError as err:
                 # The interpreter is ending, or the system has no thread left.
                 del self._inboxes[call.slot]
-                future.set_result(lost_outcome(call.record.id, str(err)))
-                return future
-            # Only now, so that the call has hardly begun when the Future is returned;
-            # with the lock held, so that `shutdown` comes before all of this, or after.
-            inbox.put((call, future))
-        return future
+                return str(err)
+            # Only now, so that the call has hardly begun when this returns; with the
+            # lock held, so that `shutdown` comes before all of this, or after.
+            inbox.put((call, done))
+            return None
 
     def shutdown(self, *, timeout_s: float) -> None:
         """Let each thread end after its calls; wait for them `timeout_s` seconds."""
@@ -122,11 +131,11 @@ class SlotThreads:
         try:
             item = inbox.get()
             while item is not None:
-                call, future = item
-                future.set_result(_run(worker, call))
+                call, done = item
+                done(_run(worker, call))
                 worker.tidy()
                 # Nothing of a call is held while the next is waited for.
-                del item, call, future
+                del item, call, done
                 if worker.is_spent and self._replace(slot, inbox):
                     return
                 if inbox.empty():
@@ -137,7 +146,7 @@ class SlotThreads:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _next(self, slot: int, inbox: _Inbox) -> tuple[Call, Future[Outcome]] | None:
+    def _next(self, slot: int, inbox: _Inbox) -> tuple[Call, _Done] | None:
         """The next call; None when the thread has to end."""
         patience_s = self._idle_timeout_s if slot < self._permanent else 0.0
         while True:

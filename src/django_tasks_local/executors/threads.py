@@ -1,7 +1,7 @@
 """Tasks on threads of this process."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 
@@ -47,6 +47,9 @@ class ThreadExecutor:
 
     def submit(self, call: Call, /) -> Future[Outcome]:
         return self._threads.submit(call)
+
+    def run(self, call: Call, done: Callable[[Outcome], None], /) -> None:
+        self._threads.run(call, done)
 
     def interrupt(
         self, result_id: str, /, *, attempt: int, reason: Interruption

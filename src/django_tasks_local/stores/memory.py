@@ -88,23 +88,24 @@ class MemoryStore:
             excess = 0 if keep is None else len(self._finished) - keep
             count = 0
             while self._finished and count != limit:
-                oldest = self._records[self._finished[0]]
-                if count >= excess and not _is_from_before(finished_before, oldest):
+                if count >= excess and (
+                    finished_before is None
+                    or not self._is_oldest_from_before(finished_before)
+                ):
                     break
                 del self._records[self._finished.popleft()]
                 count += 1
             return count
+
+    def _is_oldest_from_before(self, at: Timestamp) -> bool:
+        finished_at = self._records[self._finished[0]].finished_at
+        return finished_at is not None and finished_at < at
 
     def close(self) -> None:
         give_way(self._lock)
         with self._lock:
             self._records.clear()
             self._finished.clear()
-
-
-def _is_from_before(at: Timestamp | None, record: Record) -> bool:
-    finished_at = record.finished_at
-    return at is not None and finished_at is not None and finished_at < at
 
 
 def _already_there(record: Record) -> ValueError:

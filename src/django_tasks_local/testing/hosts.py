@@ -6,7 +6,7 @@ from contextvars import copy_context
 from typing import NamedTuple
 
 from ..backoff import Backoff
-from ..identity import new_result_id, this_process
+from ..identity import new_owner, new_result_id
 from ..json_text import encode_arguments, encode_metadata
 from ..records import (
     Call,
@@ -48,6 +48,8 @@ class RecordingHost:
         self.alias = alias
         self.may_block = False
         """As a store's: then coroutines call `save_metadata` on another thread."""
+        self.transitions_may_block = False
+        """Then an executor must not call `started` on an event loop's thread."""
         self.cancelled: set[str] = set()
         """Ids of tasks that were cancelled while they waited: `started` gives None."""
         self.cancel_requested: set[str] = set()
@@ -90,7 +92,7 @@ class RecordingHost:
             alias=self.alias,
             arguments=encode_arguments(args, kwargs or {}),
             run_after=None,
-            owner=this_process(),
+            owner=new_owner(),
             enqueued_at=time.time(),
             worker_ids=tuple(str(number) for number in range(1, attempt)),
             metadata=encode_metadata({**(metadata or {})}),

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from django.tasks.base import TaskResultStatus
 
-from ..identity import new_result_id, this_process
+from ..identity import new_owner, new_result_id
 from ..json_text import decode_value, encode_arguments, encode_metadata, encode_value
 from ..options import LocalOptions
 from ..protocols import ResultStore
@@ -35,7 +35,7 @@ def _ready(number: int, *, enqueued_at: Timestamp | None = None) -> Record:
         alias=ALIAS,
         arguments=f"[[{number}],{{}}]",
         run_after=None,
-        owner=this_process(),
+        owner=new_owner(),
         enqueued_at=1_000.0 + number if enqueued_at is None else enqueued_at,
     )
 

@@ -1,0 +1,177 @@
+"""Who owns an unfinished task, and taking over those of owners that have died.
+
+For stores whose tasks outlive the process that runs them. Each state is an owner of
+its own, which holds a lock or a lease for as long as it lives. Once it serves, it looks
+after the others': one thread an alias does all of this.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from itertools import batched
+from typing import TYPE_CHECKING, Protocol, cast
+
+from .connections import close_connections
+from .logs import log_exception, log_info
+from .protocols import OwnedResultStore, ResultStore
+from .records import Record
+from .timer import Timer
+
+if TYPE_CHECKING:
+    from .protocols import Ownership
+
+__all__ = ["Recovery", "TaskOwner", "owned_store"]
+
+# A cancel request of another process is seen after so many seconds at the latest, and
+# that an owner has died.
+_LOOK_S = 0.5
+# Where each look is a query of a database's.
+_SLOW_LOOK_S = 0.9
+_FAILING_S = 5.0
+_CLAIMED_AT_ONCE = 200
+
+
+def owned_store(store: ResultStore, /) -> OwnedResultStore | None:
+    """The store, if its tasks can be taken over."""
+    # Its other methods are there then, which nobody can check at run time.
+    return cast("OwnedResultStore", store) if hasattr(store, "ownership") else None
+
+
+class TaskOwner(Protocol):
+    """What recovery needs of the one who runs an alias's tasks in this process."""
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any of its tasks waits or runs."""
+        ...
+
+    def adopt(self, records: Sequence[Record], /, *, owner: str) -> int:
+        """Take over tasks of a dead owner's; how many these were."""
+        ...
+
+    def heed_cancel_request(self, record: Record, /) -> None:
+        """Another process wants one of its own tasks to stop."""
+        ...
+
+
+class Recovery:
+    """Holds an owner's name, and looks after its tasks and those of dead owners."""
+
+    def __init__(
+        self, store: OwnedResultStore, *, alias: str, owner: str, tasks: TaskOwner
+    ) -> None:
+        self._store = store
+        self._alias = alias
+        self._owner = owner
+        self._tasks = tasks
+        self._lock = threading.Lock()
+        # Of two that adopt one task in one process at once, the one that loses would
+        # take the other's away. Held while a store is waited for, by nobody who holds
+        # another lock.
+        self._adoption = threading.Lock()
+        self._is_held = False
+        self._is_serving = False
+        self._has_ended = False
+        self._is_failing = False
+        self._renew_at_s: float | None = None
+        self._timer = Timer(self._look, name=f"django-tasks-{alias}-recovery")
+
+    def hold(self) -> None:
+        """From now on others see that this owner lives.
+
+        Raises StoreError where that cannot be had.
+        """
+        if not self._is_held:
+            with self._lock:  # it is held once
+                self._hold()
+
+    def _hold(self) -> None:
+        if not self._is_held and not self._has_ended:
+            ownership = self._store.ownership
+            ownership.hold(self._owner)
+            self._note_renewal(ownership)
+            self._is_held = True
+
+    def serve(self) -> None:
+        """Look after tasks from now on, those of dead owners among them.
+
+        Does not wait. A second call does nothing.
+        """
+        if not self._is_serving:
+            self._is_serving = True
+            self._timer.wake_in(0.0)
+
+    def adopt(self) -> int:
+        """Take over what dead owners have left, now; how many tasks these were.
+
+        Raises StoreError.
+        """
+        self.hold()
+        with self._adoption:
+            count = sum(map(self._adopt_from, list(self._dead_owners())))
+        if count:
+            log_info("TASKS[%r]: %d tasks of ended processes", self._alias, count)
+        return count
+
+    def is_orphan(self, record: Record, /) -> bool:
+        """Whether nobody who lives sees to an unfinished task."""
+        return not self._store.ownership.is_alive(record.owner)
+
+    def take(self, record: Record, /) -> bool:
+        """Take over this one; False where another one was faster."""
+        self.hold()
+        with self._adoption:
+            return self._tasks.adopt([record], owner=self._owner) == 1
+
+    def end(self) -> None:
+        """Look after nothing more. May be called twice."""
+        self._timer.end()
+
+    def release(self) -> None:
+        """Leave what is unfinished to others. May be called twice."""
+        self.end()
+        with self._lock:
+            self._has_ended = True
+            is_held, self._is_held = self._is_held, False
+        if is_held:
+            try:
+                self._store.ownership.release(self._owner)
+            except Exception:  # a store's: then that ends with the process
+                log_exception("TASKS[%r]: %s is not released", self._alias, self._owner)
+
+    def _adopt_from(self, owner: str) -> int:
+        count = 0
+        for records in batched(self._store.owned_by(owner), _CLAIMED_AT_ONCE):
+            count += self._tasks.adopt(records, owner=self._owner)
+        if owner not in self._store.owners():
+            self._store.ownership.bury(owner)
+        return count
+
+    def _dead_owners(self) -> Iterator[str]:
+        for owner in self._store.owners():
+            if owner != self._owner and not self._store.ownership.is_alive(owner):
+                yield owner
+
+    def _look(self) -> float | None:
+        """Do what is due (the timer's)."""
+        try:
+            if self._renew_at_s is not None and time.monotonic() >= self._renew_at_s:
+                self._note_renewal(self._store.ownership)
+            self.adopt()
+            if self._tasks.has_tasks:
+                for record in self._store.cancel_requests(self._owner):
+                    self._tasks.heed_cancel_request(record)
+            pause_s = _LOOK_S if self._store.version() is not None else _SLOW_LOOK_S
+            self._is_failing = False
+        except Exception:  # a store's that is away: it may come back
+            if not self._is_failing:
+                log_exception("TASKS[%r]: tasks are not looked after", self._alias)
+            self._is_failing = True
+            pause_s = _FAILING_S
+        finally:
+            close_connections()  # of receivers
+        return pause_s
+
+    def _note_renewal(self, ownership: "Ownership") -> None:
+        due_s = ownership.renew()
+        self._renew_at_s = None if due_s is None else time.monotonic() + due_s

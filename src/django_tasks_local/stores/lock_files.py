@@ -1,0 +1,102 @@
+"""Who lives, told by locks that the kernel lets go of when their process ends."""
+
+import fcntl
+import os
+import threading
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from ..errors import StoreError
+
+__all__ = ["LockFiles"]
+
+
+class LockFiles:
+    """A file for each owner that lives, in one directory. An `Ownership`.
+
+    Whoever can open the files can tell: the processes of one machine, in containers
+    too where they share the directory. A file is locked as long as its owner lives,
+    and goes with it, or later by `bury`.
+    """
+
+    def __init__(self, directory: Path, /) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}
+        _all_files.add(self)
+
+    def hold(self, owner: str, /) -> None:
+        path = self._path(owner)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                os.close(file)
+                raise
+        except OSError as err:
+            raise StoreError(
+                f"{path} cannot be made and locked, by which other processes see that "
+                f"this one lives: {err}"
+            ) from err
+        with self._lock:
+            self._held[owner] = file
+
+    def renew(self) -> float | None:
+        return None
+
+    def is_alive(self, owner: str, /) -> bool:
+        with self._lock:
+            if owner in self._held:
+                return True
+        try:
+            file = os.open(self._path(owner), os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        except OSError:  # somebody else's, of whom nothing is known
+            return True
+        try:
+            # Shared, so that of two that look at once each sees what is so.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(file)
+        return False
+
+    def release(self, owner: str, /) -> None:
+        with self._lock:
+            file = self._held.pop(owner, None)
+        if file is not None:
+            self.bury(owner)
+            os.close(file)
+
+    def bury(self, owner: str, /) -> None:
+        with suppress(OSError):
+            self._path(owner).unlink()
+
+    def _path(self, owner: str) -> Path:
+        return self._directory / f"{quote(owner, safe=':')}.lock"
+
+    def forget(self) -> None:
+        """In a fork: the locks are the parent's, and must not outlive it here."""
+        self._lock = threading.Lock()
+        for file in self._held.values():
+            with suppress(OSError):
+                os.close(file)
+        self._held = {}
+
+
+_all_files = weakref.WeakSet[LockFiles]()
+
+
+def _forget_all() -> None:
+    for files in _all_files:
+        files.forget()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,193 @@
+"""A record as a row of plain columns, for stores that keep tables."""
+
+import json
+from collections.abc import Sequence
+from typing import cast
+
+from django.tasks.base import TaskResultStatus
+
+from ..records import ErrorRecord, Record, TaskSpec
+
+__all__ = ["CHANGING", "COLUMNS", "changing_of", "record_of_row", "row_of"]
+
+type Column = str | int | float | bool | None
+
+COLUMNS = (
+    "id",
+    "task_path",
+    "priority",
+    "queue_name",
+    "task_backend",
+    "takes_context",
+    "alias",
+    "arguments",
+    "run_after",
+    "enqueued_at",
+    "owner",
+    "status",
+    "started_at",
+    "last_attempted_at",
+    "finished_at",
+    "value",
+    "errors",
+    "worker_ids",
+    "metadata",
+    "due_at",
+    "is_cancel_requested",
+    "revision",
+)
+"""The columns, in the order of `row_of`."""
+
+CHANGING = COLUMNS[10:]
+"""Those that a change of the record may change: `changing_of`."""
+
+_NONE = "[]"
+
+
+def row_of(record: Record, /) -> tuple[Column, ...]:
+    """The record's columns."""
+    return (
+        record.id,
+        *record.task,
+        record.alias,
+        record.arguments,
+        record.run_after,
+        record.enqueued_at,
+        *changing_of(record),
+    )
+
+
+def changing_of(record: Record, /) -> tuple[Column, ...]:
+    """Those of them that a change of the record may change."""
+    return (
+        record.owner,
+        record.status.value,
+        record.started_at,
+        record.last_attempted_at,
+        record.finished_at,
+        record.value,
+        # ASCII only: no database refuses it.
+        json.dumps(record.errors) if record.errors else _NONE,
+        json.dumps(record.worker_ids) if record.worker_ids else _NONE,
+        record.metadata,
+        record.due_at,
+        record.is_cancel_requested,
+        record.revision,
+    )
+
+
+def record_of_row(row: Sequence[object], /) -> Record:
+    """The record of a row. Raises ValueError where it holds what no record does."""
+    if len(row) != len(COLUMNS):
+        raise ValueError(f"{len(row)} columns instead of {len(COLUMNS)}")
+    (
+        result_id,
+        task_path,
+        priority,
+        queue_name,
+        task_backend,
+        takes_context,
+        alias,
+        arguments,
+        run_after,
+        enqueued_at,
+        owner,
+        status,
+        started_at,
+        last_attempted_at,
+        finished_at,
+        value,
+        errors,
+        worker_ids,
+        metadata,
+        due_at,
+        is_cancel_requested,
+        revision,
+    ) = row
+    return Record(
+        _text(result_id),
+        TaskSpec(
+            _text(task_path),
+            _whole(priority),
+            _text(queue_name),
+            _text(task_backend),
+            bool(_whole(takes_context)),
+        ),
+        _text(alias),
+        _json_text(arguments, list),
+        _time(run_after),
+        _text(owner),
+        _known_time(enqueued_at),
+        TaskResultStatus(_text(status)),
+        _time(started_at),
+        _time(last_attempted_at),
+        _time(finished_at),
+        None if value is None else _json_text(value),
+        _errors(errors),
+        _worker_ids(worker_ids),
+        _json_text(metadata, dict),
+        _time(due_at),
+        bool(_whole(is_cancel_requested)),
+        _whole(revision),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _known_time(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a time")
+    return float(value)
+
+
+def _time(value: object) -> float | None:
+    return None if value is None else _known_time(value)
+
+
+# What most records have, and what need not be parsed.
+_PARSED = {"[[],{}]": list, "{}": dict, "null": object}
+
+
+def _json_text(value: object, kind: type = object) -> str:
+    text = _text(value)
+    if _PARSED.get(text) is not kind and not isinstance(json.loads(text), kind):
+        raise ValueError(f"{text[:80]!r} is not the JSON of a {kind.__name__}")
+    return text
+
+
+def _errors(value: object) -> tuple[ErrorRecord, ...]:
+    if value == _NONE:
+        return ()
+    pairs = _list(value)
+    return tuple(
+        ErrorRecord(_text(pair[0]), _text(pair[1]))
+        for pair in (_items(each) for each in pairs)
+    )
+
+
+def _worker_ids(value: object) -> tuple[str, ...]:
+    if value == _NONE:
+        return ()
+    return tuple(_text(each) for each in _list(value))
+
+
+def _list(value: object) -> list[object]:
+    return _items(json.loads(_text(value)), length=None)
+
+
+def _items(value: object, *, length: int | None = 2) -> list[object]:
+    if isinstance(value, list):
+        items = cast("list[object]", value)  # of whatever: that is seen to
+        if length is None or length == len(items):
+            return items
+    raise ValueError(f"{value!r} is not a list as it should be")

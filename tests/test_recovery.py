@@ -1,0 +1,357 @@
+"""Tasks outlive the processes that run them: adopted, cancelled and seen by others."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from django.conf import settings
+from django.core.signals import request_started
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.exceptions import InvalidTask
+from django.tasks.signals import task_finished, task_started
+from django.test import override_settings
+
+from django_tasks_local import LocalTaskResult, TaskCancelled, TaskFailed, WorkerLost
+from django_tasks_local.errors import path_of
+from django_tasks_local.results import to_handle
+from django_tasks_local.state import shutdown_executor
+
+from .conftest import RunScript
+from .elsewhere import OtherProcess
+from .gates import LONG_S, Gate
+from .recovering_tasks import (
+    hold_twice,
+    hold_until_asked,
+    note,
+    sleep_for_ever,
+    tell_and_hold,
+)
+from .tasks import add, hold, own_pid
+
+ALIAS = "kept"
+THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
+READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
+SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
+BACKENDS = {
+    "threads": "django_tasks_local.ThreadPoolBackend",
+    "processes": "django_tasks_local.ProcessPoolBackend",
+    "loop": "django_tasks_local.EventLoopBackend",
+}
+
+
+def setting_of(path: Path, kind: str = "threads", **options: Any) -> dict[str, Any]:
+    """``TASKS`` of an alias whose results are in a file."""
+    return {
+        ALIAS: {
+            "BACKEND": BACKENDS[kind],
+            "OPTIONS": {
+                "STORE": "tests.shared_store.OwnedStore",
+                "STORE_OPTIONS": {"PATH": str(path)},
+                "MAX_WORKERS": 2,
+                "SHUTDOWN_TIMEOUT": 10.0,
+                **options,
+            },
+        }
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.sqlite3"
+
+
+class Open(Protocol):
+    """Has this process share the file, from now on."""
+
+    def __call__(self, setting: Mapping[str, Any], /) -> None: ...
+
+
+@pytest.fixture
+def share(nothing_left_behind: None) -> Iterator[Open]:
+    with ExitStack() as stack:
+
+        def share(setting: Mapping[str, Any], /) -> None:
+            stack.enter_context(override_settings(TASKS={**settings.TASKS, **setting}))
+
+        yield share
+        shutdown_executor(ALIAS)
+
+
+def find(result_id: str) -> LocalTaskResult[Any]:
+    return to_handle(task_backends[ALIAS].get_result(result_id))
+
+
+def serve() -> None:
+    request_started.send(sender=None)
+
+
+class TestAdoption:
+    def test_what_waits_runs_in_another_process(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path)) as other:
+            held = other.enqueue_many(hold, 2, gate.port)
+            gate.next_visitor()
+            gate.next_visitor()
+            waiting = other.enqueue_many(add, 5, 3, 4)
+            later = other.enqueue_many(add, 1, 3, 4, in_s=0.5)
+            share(setting_of(path))
+            assert [find(each).status for each in (*held, *waiting, *later)] == [
+                *[RUNNING] * 2,
+                *[READY] * 6,
+            ]
+            other.kill()
+            serve()
+            assert [find(each).wait(LONG_S) for each in (*waiting, *later)] == [7] * 6
+            for result_id in held:
+                with pytest.raises(TaskFailed) as caught:
+                    find(result_id).wait(LONG_S)
+                assert caught.value.exception_class_path == path_of(WorkerLost)
+                assert find(result_id).attempts == 1
+
+    def test_what_ran_runs_again_where_it_may(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path)) as other:
+            result_id = other.enqueue(hold_twice, gate.port)
+            gate.next_visitor()
+            share(setting_of(path))
+            other.kill()
+            serve()
+            gate.next_visitor().let_go()
+            handle = find(result_id)
+            handle.join(LONG_S)
+            assert handle.status is SUCCESSFUL
+            assert handle.attempts == 2
+            first, second = handle.worker_ids
+            assert first.split(":")[1] != second.split(":")[1]
+            (error,) = handle.errors
+            assert error.exception_class_path == path_of(WorkerLost)
+
+    def test_first_enqueue_adopts_and_a_look_up_does_not(
+        self, path: Path, share: Open, gate: Gate, other_gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path)) as other:
+            other.enqueue_many(hold, 2, gate.port)
+            gate.next_visitor()
+            gate.next_visitor()
+            result_id = other.enqueue(hold, other_gate.port)
+            share(setting_of(path))
+            other.kill()
+            assert find(result_id).status is READY
+            assert other_gate.is_deserted()
+            assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+            other_gate.next_visitor().let_go()
+            find(result_id).join(LONG_S)
+
+    def test_living_processes_keep_their_tasks(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        share(setting_of(path))
+        with OtherProcess(path, setting_of(path)) as other:
+            held = other.enqueue_many(hold, 2, gate.port)
+            gate.next_visitor()
+            gate.next_visitor()
+            waiting = other.enqueue_many(own_pid, 3)
+            mine = own_pid.using(backend=ALIAS).enqueue().wait(LONG_S)
+            assert {find(each).status for each in waiting} == {READY}
+            gate.open()
+            assert mine not in [find(each).wait(LONG_S) for each in waiting]
+            assert {find(each).wait(LONG_S) for each in held} == {""}
+
+    def test_its_signals_are_sent_by_who_adopts(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        heard: list[tuple[str, str]] = []
+
+        def hear_start(task_result: LocalTaskResult[Any], **_: object) -> None:
+            heard.append((task_result.id, "started"))
+
+        def hear_end(task_result: LocalTaskResult[Any], **_: object) -> None:
+            heard.append((task_result.id, task_result.status))
+
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            lost = other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            waiting = other.enqueue(add, 1, 2)
+            share(setting_of(path))
+            other.kill()
+            task_started.connect(hear_start)
+            task_finished.connect(hear_end)
+            try:
+                serve()
+                find(waiting).join(LONG_S)
+                find(lost).join(LONG_S)
+            finally:
+                task_started.disconnect(hear_start)
+                task_finished.disconnect(hear_end)
+        assert sorted(heard) == sorted(
+            [(lost, FAILED), (waiting, "started"), (waiting, SUCCESSFUL)]
+        )
+
+    @pytest.mark.parametrize("kind", BACKENDS)
+    def test_each_backend_adopts(
+        self, path: Path, share: Open, gate: Gate, kind: str
+    ) -> None:
+        with OtherProcess(path, setting_of(path, kind, MAX_WORKERS=1)) as other:
+            other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            result_id = other.enqueue(add, 1, 2)
+            share(setting_of(path, kind))
+            other.kill()
+            serve()
+            assert find(result_id).wait(LONG_S) == 3
+
+    def test_what_waits_at_the_exit_runs_in_the_next_process(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        options = {"MAX_WORKERS": 1, "SHUTDOWN_TIMEOUT": 0.0}
+        with OtherProcess(path, setting_of(path, "processes", **options)) as other:
+            lost = other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            waiting = other.enqueue_many(add, 3, 1, 2)
+            again = other.enqueue(hold_twice, gate.port)
+            later = other.enqueue_many(add, 1, 1, 2, in_s=3600.0)
+        share(setting_of(path))
+        assert [find(each).status for each in waiting] == [READY] * 3
+        assert find(again).status is READY
+        serve()
+        assert [find(each).wait(LONG_S) for each in waiting] == [3, 3, 3]
+        gate.next_visitor().let_go()
+        find(again).join(LONG_S)
+        assert find(lost).errors[0].exception_class_path == path_of(WorkerLost)
+        assert find(later[0]).status is READY
+
+    def test_one_whose_task_has_vanished_fails_and_says_so(
+        self, path: Path, share: Open, gate: Gate, run_script: RunScript
+    ) -> None:
+        gone = """
+            from django_tasks_local import task
+
+            @task
+            def vanish(number):
+                pass
+        """
+        done = run_script(
+            f"""
+            import os, sys
+            sys.path.insert(0, os.getcwd())
+            from tests.small_project import configure
+            configure(TASKS={ {**THREADS, **setting_of(path, MAX_WORKERS=1)}!r})
+            from tests.small_tasks import hold
+            import gone_tasks
+            hold.using(backend={ALIAS!r}).enqueue({gate.port}, "")
+            print(gone_tasks.vanish.using(backend={ALIAS!r}).enqueue(3).id, flush=True)
+            os.kill(os.getpid(), 9)
+            """,
+            files={"gone_tasks.py": gone},
+            exit_code=-9,
+        )
+        share(setting_of(path))
+        serve()
+        handle = find(done.stdout.strip())
+        handle.join(LONG_S)
+        assert handle.status is FAILED
+        (error,) = handle.errors
+        assert error.exception_class_path == path_of(InvalidTask)
+        assert "'gone_tasks.vanish', which was enqueued by another" in error.traceback
+        assert "No module named 'gone_tasks'" in error.traceback
+        assert handle.task.module_path == "gone_tasks.vanish"
+        with pytest.raises(InvalidTask, match=r"no task 'gone_tasks\.vanish' any more"):
+            handle.task.func(3)
+
+    def test_one_whose_task_has_changed_fails_and_says_so(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            result_id = other.enqueue(add, 1, 2, 3)  # as if it had taken three
+            share(setting_of(path))
+            other.kill()
+            serve()
+            handle = find(result_id)
+            handle.join(LONG_S)
+            (error,) = handle.errors
+            assert error.exception_class_path == path_of(InvalidTask)
+            assert "The code of task 'tests.tasks.add' has changed" in error.traceback
+            assert handle.attempts == 0
+
+
+class TestCancellingElsewhere:
+    def test_what_waits_never_runs(self, path: Path, share: Open, gate: Gate) -> None:
+        share(setting_of(path))
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            held = other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            noted = path.with_name("noted")
+            waiting = other.enqueue(note, str(noted), "never")
+            later = other.enqueue_many(note, 1, str(noted), "never", in_s=3600.0)
+            for result_id in (waiting, *later):
+                handle = find(result_id)
+                assert handle.cancel(wait=True)
+                assert handle.status is FAILED
+                assert handle.errors[-1].exception_class_path == path_of(TaskCancelled)
+                assert handle.started_at is None
+            gate.open()
+            assert find(held).wait(LONG_S) == ""
+            assert not noted.exists()
+            assert not find(waiting).cancel()
+
+    @pytest.mark.parametrize(
+        "kind, task",
+        [
+            ("threads", hold_until_asked),
+            ("processes", hold),
+            ("loop", sleep_for_ever),
+        ],
+        ids=["threads", "processes", "loop"],
+    )
+    def test_what_runs_is_stopped_by_its_owner(
+        self, path: Path, share: Open, gate: Gate, kind: str, task: Any
+    ) -> None:
+        share(setting_of(path))
+        with OtherProcess(path, setting_of(path, kind)) as other:
+            result_id = other.enqueue(task, gate.port)
+            visitor = gate.next_visitor()
+            handle = find(result_id)
+            assert handle.status is RUNNING
+            assert handle.cancel()
+            if kind != "processes":
+                gate.open()
+                visitor.let_go()
+            handle.join(LONG_S)
+            assert handle.status is FAILED
+            assert handle.errors[-1].exception_class_path == path_of(TaskCancelled)
+
+    def test_what_a_dead_process_has_left_needs_no_other(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            running = other.enqueue(hold_twice, gate.port)
+            gate.next_visitor()
+            waiting = other.enqueue(add, 1, 2)
+            other.kill()
+        share(setting_of(path))
+        for result_id in (waiting, running):
+            handle = find(result_id)
+            assert handle.cancel(wait=True)
+            assert handle.status is FAILED
+
+
+class TestSeenElsewhere:
+    def test_metadata_and_changes_are_seen(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        share(setting_of(path))
+        with OtherProcess(path, setting_of(path)) as other:
+            watched = find(other.enqueue(tell_and_hold, gate.port))
+            gate.next_visitor().let_go()
+            seen: list[tuple[str, dict[str, Any]]] = []
+            for handle in watched.watch_sync():
+                seen.append((handle.status, handle.metadata))
+                if handle.metadata and not handle.is_finished:
+                    gate.next_visitor().let_go()
+            assert seen[-2:] == [(RUNNING, {"step": 1}), (SUCCESSFUL, {"step": 1})]
