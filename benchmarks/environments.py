@@ -11,7 +11,10 @@ __all__ = ["CHECKOUT", "Environments"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 _CACHE = CHECKOUT / ".cache" / "benchmarks"
-_LIBRARIES = {"3": ["--editable", str(CHECKOUT)], "2.0": ["django-tasks-local==2.0"]}
+_LIBRARIES = {
+    "3": ["--editable", str(CHECKOUT), f"uvicorn=={version('uvicorn')}"],
+    "2.0": ["django-tasks-local==2.0"],
+}
 _SAME_IN_ALL = ("django", "asgiref", "sqlparse")
 
 

@@ -105,6 +105,25 @@ MEASUREMENTS = (
         )
         for is_quiet in (False, True)
     ),
+    *(
+        _throughput("coroutines", 15_000, is_quiet=is_quiet, contenders=("3", "bare"))
+        for is_quiet in (False, True)
+    ),
+    Measurement(
+        name="sleepers",
+        program="sleepers",
+        arguments={"count": 10_000},
+        quick={"count": 2_000},
+        repeats=3,
+        quick_repeats=1,
+    ),
+    Measurement(
+        name="awaiting",
+        program="awaiting",
+        contenders=("3", "bare"),
+        arguments={"samples": 5_000},
+        quick={"samples": 1_500},
+    ),
     Measurement(
         name="start",
         program="start",
@@ -118,6 +137,15 @@ MEASUREMENTS = (
         contenders=("3", "bare"),
         arguments={"samples": 200, "count": 100_000},
         quick={"samples": 100, "count": 30_000},
+        repeats=3,
+        quick_repeats=1,
+    ),
+    Measurement(
+        name="streams",
+        program="streams",
+        contenders=("3", "bare"),
+        arguments={"streams": 1_000, "samples": 200, "rounds": 20},
+        quick={"samples": 50, "rounds": 5},
         repeats=3,
         quick_repeats=1,
     ),
@@ -140,6 +168,15 @@ MEASUREMENTS = (
             quick_repeats=1,
         )
         for is_held in (False, True)
+    ),
+    Measurement(
+        name="memory-running",
+        program="running_memory",
+        contenders=("3", "bare"),
+        arguments={"count": 10_000},
+        quick={"count": 3_000},
+        repeats=1,
+        quick_repeats=1,
     ),
 )
 
@@ -194,6 +231,29 @@ FIGURES = (
     _per_s("threads-10-quiet", "10 threads, django.tasks logger off"),
     _per_s("processes-2", "2 processes"),
     _per_s("processes-2-quiet", "2 processes, django.tasks logger off"),
+    _per_s("coroutines", "coroutines"),
+    _per_s("coroutines-quiet", "coroutines, django.tasks logger off"),
+    Figure(
+        measurement="sleepers",
+        key="total_ms",
+        title="10,000 tasks that sleep for 50 ms, coroutines or on 10 threads",
+        unit="ms",
+    ),
+    Figure(
+        measurement="sleepers",
+        key="per_s",
+        title="… of these a second",
+        unit="/s",
+        more_is_better=True,
+        is_pictured=True,
+    ),
+    Figure(
+        measurement="awaiting",
+        key="p50_us",
+        title="from a coroutine's enqueue to its awaited value: p50",
+        unit="µs",
+        is_pictured=True,
+    ),
     Figure(
         measurement="round-trip",
         key="call_p50_us",
@@ -269,6 +329,20 @@ FIGURES = (
             ("cancel_us", "… each cancelled again", "µs"),
         )
     ),
+    *(
+        Figure(measurement="streams", key=key, title=title, unit=unit)
+        for key, title, unit in (
+            (
+                "stream_kb",
+                "memory of an open event stream, or plain one, on uvicorn",
+                "kB",
+            ),
+            ("one_p50_ms", "from save_metadata to one client, 1,000 idle: p50", "ms"),
+            ("one_p99_ms", "… p99", "ms"),
+            ("all_p50_ms", "from save_metadata to each of 1,000 clients: p50", "ms"),
+            ("all_p99_ms", "… p99", "ms"),
+        )
+    ),
     Figure(
         measurement="cpu",
         key="per_s on 1",
@@ -301,6 +375,13 @@ FIGURES = (
         )
         for how in ("dropped", "held")
         for what, each in (("pending", "a waiting task"), ("kept", "a kept result"))
+    ),
+    Figure(
+        measurement="memory-running",
+        key="running_bytes",
+        title="a coroutine that sleeps",
+        unit="bytes",
+        is_pictured=True,
     ),
 )
 
@@ -343,6 +424,10 @@ TARGETS = (
     _target("round-trip", "call_p50_us", "bare", at_most=0.6),
     _target("rows", "p50_ms", "2.0", at_most=0.35),
     _target("latency", "wake_p50_us", "bare", at_most=2.0),
+    _target("coroutines-quiet", "per_s", "bare", at_least=0.8),
+    _target("sleepers", "total_ms", "bare", at_most=1.3),
+    _target("sleepers", "per_s", "2.0", at_least=60),
+    _target("awaiting", "p50_us", "bare", at_most=2.0),
     _target("start", "p50_ms", "bare", at_most=0.15),
     Target(
         measurement="later",
@@ -362,4 +447,5 @@ TARGETS = (
     _target("cpu", "per_s on 2", "bare", at_least=0.95),
     _target("memory-dropped", "pending_bytes", "2.0", at_most=0.4),
     _target("memory-dropped", "kept_bytes", "2.0", at_most=1.2),
+    _target("memory-running", "running_bytes", "bare", at_most=2.0),
 )

@@ -1,8 +1,10 @@
 """What is compared: this library, whichever version is installed, and the executors."""
 
+import asyncio
 import json
 import logging
 import sys
+import threading
 import time
 from concurrent.futures import (
     Executor,
@@ -15,7 +17,14 @@ from typing import Any, Protocol
 import django
 from django.tasks import Task, TaskResult, task_backends
 
-__all__ = ["Contender", "Library", "begin", "contender", "tell"]
+__all__ = [
+    "Contender",
+    "Library",
+    "begin",
+    "contender",
+    "start_loop",
+    "tell",
+]
 
 
 class Contender(Protocol):
@@ -82,10 +91,32 @@ class _Bare:
         return submitted.result()
 
 
+class _BareLoop:
+    """An event loop of the standard library, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = start_loop()
+
+    def submit(self, task: "Task[..., Any]", /, *args: Any, **kwargs: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(task.func(*args, **kwargs), self._loop)
+
+    def wait(self, submitted: Any, /) -> Any:
+        return submitted.result()
+
+
+def start_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that runs on a thread, until the process ends."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
 def contender(name: str, alias: str) -> Contender:
     """The library's alias, or the bare executor that does the same."""
     if name != "bare":
         return Library(alias)
+    if alias == "coroutines":
+        return _BareLoop()
     kind, workers = alias.split("-")
     if kind == "threads":
         return _Bare(ThreadPoolExecutor(int(workers)))

@@ -1,5 +1,6 @@
 """What the tasks do: plain functions, so that bare executors can be sent them too."""
 
+import asyncio
 import os
 import threading
 import time
@@ -8,6 +9,7 @@ from typing import Any
 blocked = threading.Barrier(3)
 """Passed when two tasks `block` the two slots and the program knows it."""
 released = threading.Event()
+_holding = threading.Semaphore(0)
 
 
 def block() -> None:
@@ -17,6 +19,34 @@ def block() -> None:
 
 def no_op() -> None:
     pass
+
+
+async def no_op_coroutine() -> None:
+    pass
+
+
+_ANSWER_S = 0.05
+"""As long as an answer over the network may take."""
+
+
+async def sleep() -> None:
+    await asyncio.sleep(_ANSWER_S)
+
+
+def sleep_on_thread() -> None:
+    time.sleep(_ANSWER_S)
+
+
+async def hold() -> None:
+    """Until the process ends."""
+    _holding.release()
+    await asyncio.sleep(3600)
+
+
+def wait_until_held(count: int) -> None:
+    """Block until so many more coroutines `hold`."""
+    for _ in range(count):
+        _holding.acquire()
 
 
 def echo(value: Any, *, note: str = "") -> Any:

@@ -20,4 +20,8 @@ TASKS = {
     "processes-1": _alias("Process", 1),
     "processes-2": _alias("Process", 2),
     "keeping": _alias("Thread", 2, MAX_RESULTS=10_000_000),
+    "coroutines": {
+        "BACKEND": "django_tasks_local.EventLoopBackend",
+        "OPTIONS": {"MAX_WORKERS": 10_000},
+    },
 }
