@@ -75,6 +75,10 @@ class OtherProcess:
     ) -> list[str]:
         return self._ask(task.module_path, count, args, in_s)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def serve(self) -> None:
         """Have it look after the tasks of processes that have ended."""
         self._ask("", 0, (), None)

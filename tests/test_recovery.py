@@ -7,20 +7,19 @@ from typing import Any, Protocol
 
 import pytest
 from django.conf import settings
-from django.core.signals import request_started
-from django.tasks import TaskResultStatus, task_backends
+from django.tasks import TaskResultStatus
 from django.tasks.exceptions import InvalidTask
 from django.tasks.signals import task_finished, task_started
 from django.test import override_settings
 
 from django_tasks_local import LocalTaskResult, TaskCancelled, TaskFailed, WorkerLost
 from django_tasks_local.errors import path_of
-from django_tasks_local.results import to_handle
 from django_tasks_local.state import shutdown_executor
 
 from .conftest import RunScript
 from .elsewhere import OtherProcess
 from .gates import LONG_S, Gate
+from .kept import ALIAS, BACKENDS, find, serve, setting_of
 from .recovering_tasks import (
     hold_twice,
     hold_until_asked,
@@ -30,31 +29,9 @@ from .recovering_tasks import (
 )
 from .tasks import add, hold, own_pid
 
-ALIAS = "kept"
 THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
-BACKENDS = {
-    "threads": "django_tasks_local.ThreadPoolBackend",
-    "processes": "django_tasks_local.ProcessPoolBackend",
-    "loop": "django_tasks_local.EventLoopBackend",
-}
-
-
-def setting_of(path: Path, kind: str = "threads", **options: Any) -> dict[str, Any]:
-    """``TASKS`` of an alias whose results are in a file."""
-    return {
-        ALIAS: {
-            "BACKEND": BACKENDS[kind],
-            "OPTIONS": {
-                "STORE": "tests.shared_store.OwnedStore",
-                "STORE_OPTIONS": {"PATH": str(path)},
-                "MAX_WORKERS": 2,
-                "SHUTDOWN_TIMEOUT": 10.0,
-                **options,
-            },
-        }
-    }
 
 
 @pytest.fixture
@@ -77,14 +54,6 @@ def share(nothing_left_behind: None) -> Iterator[Open]:
 
         yield share
         shutdown_executor(ALIAS)
-
-
-def find(result_id: str) -> LocalTaskResult[Any]:
-    return to_handle(task_backends[ALIAS].get_result(result_id))
-
-
-def serve() -> None:
-    request_started.send(sender=None)
 
 
 class TestAdoption:

@@ -7,6 +7,7 @@ import pytest
 
 from django_tasks_local.options import LocalOptions
 from django_tasks_local.stores.memory import MemoryStore
+from django_tasks_local.stores.sqlite import SqliteStore
 from django_tasks_local.testing import ResultStoreContract
 
 from .shared_store import SharedStore
@@ -32,3 +33,13 @@ class TestSharedStore(ResultStoreContract):
     def make_store(self, options: LocalOptions, /, *, alias: str) -> SharedStore:
         options = replace(options, store_options={"PATH": self._path})
         return SharedStore(options, alias=alias)
+
+
+class TestSqliteStore(ResultStoreContract):
+    @pytest.fixture(autouse=True)
+    def _directory(self, tmp_path: Path) -> None:
+        self._path = tmp_path / "results"
+
+    def make_store(self, options: LocalOptions, /, *, alias: str) -> SqliteStore:
+        options = replace(options, store_options={"PATH": self._path})
+        return SqliteStore(options, alias=alias)

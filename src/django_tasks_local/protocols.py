@@ -250,7 +250,12 @@ class ResultStore(Protocol):
         ...
 
     def unfinished(self) -> Iterator[Record]:
-        """The records that are not finished, the oldest first, as of the call."""
+        """The records that are not finished, the oldest first.
+
+        Those that were there at the call. There may be too many to be held at once, so
+        one that changes meanwhile comes as it was or as it is, or, when it is finished
+        by then, perhaps not at all.
+        """
         ...
 
     def discard(
@@ -323,7 +328,7 @@ class OwnedResultStore(ResultStore, Protocol):
         ...
 
     def owned_by(self, owner: str, /) -> Iterator[Record]:
-        """Its unfinished records, the oldest first, as of the call.
+        """Its unfinished records, the oldest first, as in `unfinished`.
 
         A record that cannot be read is set aside for good and logged, once.
         """

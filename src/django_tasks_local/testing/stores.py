@@ -484,9 +484,11 @@ class ResultStoreContract:
 
             unfinished = store.unfinished()
             self._add(store, late)
-            store.save([_finished(first)])
+            store.save([_finished(first), _running(second)])
 
-            assert list(unfinished) == [first, second]
+            # As they were at the call, or as they are.
+            left = [record for record in unfinished if record != first]
+            assert left in ([second], [_running(second)])
 
     # discard
 

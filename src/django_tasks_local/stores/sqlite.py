@@ -1,0 +1,342 @@
+"""Results in one file, which every process of a machine sees and which outlives all."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from ..logs import log_error
+from ..options import LocalOptions
+from ..records import Record, Timestamp
+from .lock_files import LockFiles
+from .rows import CHANGING, COLUMNS, changing_of, record_of_row, row_of
+from .sqlite_file import SqliteFile
+
+__all__ = ["SqliteStore"]
+
+_NAME = "django-tasks-local.sqlite3"
+_SYNCHRONOUS = {"normal": "NORMAL", "full": "FULL"}
+_AT_ONCE = 200
+
+_SCHEMA_VERSION = 1
+# `finish` numbers an alias's finished records in the order in which they finished.
+_SCHEMA = """
+    CREATE TABLE result (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        task_path TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        queue_name TEXT NOT NULL,
+        task_backend TEXT NOT NULL,
+        takes_context INTEGER NOT NULL,
+        alias TEXT NOT NULL,
+        arguments TEXT NOT NULL,
+        run_after REAL,
+        enqueued_at REAL NOT NULL,
+        owner TEXT NOT NULL,
+        status TEXT NOT NULL,
+        started_at REAL,
+        last_attempted_at REAL,
+        finished_at REAL,
+        value TEXT,
+        errors TEXT NOT NULL,
+        worker_ids TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        due_at REAL,
+        is_cancel_requested INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        finish INTEGER
+    );
+    CREATE INDEX unfinished ON result (alias, owner) WHERE finish IS NULL;
+    CREATE INDEX to_be_cancelled ON result (alias, owner)
+        WHERE finish IS NULL AND is_cancel_requested;
+    CREATE INDEX finished ON result (alias, finish, status, finished_at)
+        WHERE finish IS NOT NULL;
+    CREATE TABLE unreadable (
+        number INTEGER PRIMARY KEY,
+        alias TEXT NOT NULL,
+        noticed_at REAL NOT NULL,
+        reason TEXT NOT NULL,
+        content TEXT NOT NULL
+    );
+"""
+
+_ROW = f"number, {', '.join(COLUMNS)}"
+_ADD = (
+    f"INSERT INTO result ({', '.join(COLUMNS)})"
+    f" VALUES ({', '.join('?' * len(COLUMNS))})"
+)
+_SET = f"UPDATE result SET {', '.join(f'{name} = ?' for name in CHANGING)}"
+_WHERE = " WHERE id = ? AND alias = ? AND revision = ?"
+_CHANGE = _SET + _WHERE
+_FINISH = (
+    f"{_SET}, finish = (SELECT coalesce(max(finish), 0) + 1 FROM result"
+    f" WHERE alias = ? AND finish IS NOT NULL){_WHERE} AND finish IS NULL"
+)
+_GET = f"SELECT {_ROW} FROM result WHERE alias = ? AND id = ?"
+_GET_MANY = (
+    f"SELECT {_ROW} FROM result WHERE alias = ?"
+    " AND id IN (SELECT value FROM json_each(?))"
+)
+_UNFINISHED = (
+    f"SELECT {_ROW} FROM result WHERE alias = ? AND finish IS NULL"
+    " AND number > ? AND number <= ? ORDER BY number LIMIT ?"
+)
+_OWNED_BY = (
+    f"SELECT {_ROW} FROM result WHERE alias = ? AND owner = ? AND finish IS NULL"
+    " AND number > ? AND number <= ? ORDER BY number LIMIT ?"
+)
+_TO_BE_CANCELLED = (
+    f"SELECT {_ROW} FROM result WHERE alias = ? AND owner = ? AND finish IS NULL"
+    " AND is_cancel_requested"
+)
+# From one owner to the next, however many records each has.
+_OWNERS = """
+    WITH RECURSIVE each (owner) AS (
+        SELECT min(owner) FROM result WHERE alias = :alias AND finish IS NULL
+        UNION ALL
+        SELECT (
+            SELECT min(owner) FROM result
+            WHERE alias = :alias AND finish IS NULL AND owner > each.owner
+        )
+        FROM each WHERE owner IS NOT NULL
+    )
+    SELECT owner FROM each WHERE owner IS NOT NULL
+""".replace(":alias", "?1")
+_COUNTS = """
+    SELECT status, count(*) FROM result
+    WHERE alias = ?1 AND finish IS NULL GROUP BY status
+    UNION ALL
+    SELECT status, count(*) FROM result
+    WHERE alias = ?1 AND finish IS NOT NULL GROUP BY status
+    UNION ALL
+    SELECT 'UNREADABLE', count(*) FROM unreadable WHERE alias = ?1
+"""
+_FINISHED = """
+    SELECT number, finished_at FROM result
+    WHERE alias = ? AND finish IS NOT NULL ORDER BY finish LIMIT ?
+"""
+_HOW_MANY_FINISHED = "SELECT count(*) FROM result WHERE alias = ? AND finish NOT NULL"
+_SET_ASIDE = """
+    INSERT INTO unreadable (alias, noticed_at, reason, content) VALUES (?, ?, ?, ?)
+"""
+
+
+class SqliteStore:
+    """For ``"STORE": "sqlite"``: an `OwnedResultStore` in a file of SQLite's.
+
+    ``STORE_OPTIONS``: ``PATH``, by default ``django-tasks-local.sqlite3`` beside the
+    module of the settings; relative ones are so to the working directory. And
+    ``DURABILITY``: with ``"full"`` what returns has reached the disk, with ``"normal"``
+    (the default) it survives the process, but perhaps not a loss of power.
+
+    Several aliases may share a file. It is made at the first use, with mode 0600, and
+    carries the version of its schema. Methods raise StoreError where it cannot be used,
+    and try again at the next call.
+    """
+
+    option_names: ClassVar[Sequence[str]] = ("PATH", "DURABILITY")
+    is_shared: bool = True
+    is_durable: bool = True
+    may_block: bool = True
+
+    def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
+        given = options.store_options
+        self._alias = alias
+        self._path = _path_of(given.get("PATH"), alias=alias)
+        self._file = SqliteFile(
+            self._path,
+            schema=_SCHEMA,
+            schema_version=_SCHEMA_VERSION,
+            synchronous=_SYNCHRONOUS[str(given.get("DURABILITY", "normal"))],
+        )
+        self._ownership = LockFiles(Path(f"{self._path}-owners"))
+
+    @staticmethod
+    def find_wrong_options(given: Mapping[str, object], /) -> Iterator[tuple[str, str]]:
+        """The names of options with wrong values, and what would be accepted."""
+        path = given.get("PATH", _NAME)
+        if not isinstance(path, str | Path) or not str(path):
+            yield "PATH", "a path"
+        if given.get("DURABILITY", "normal") not in ("normal", "full"):
+            yield "DURABILITY", "'normal' or 'full'"
+
+    @property
+    def ownership(self) -> LockFiles:
+        """Who lives: a locked file for each, in a directory beside the file."""
+        return self._ownership
+
+    def add(
+        self, records: Sequence[Record], /, *, on_visible: Callable[[], None]
+    ) -> None:
+        """See `ResultStore`."""
+        rows = list(map(row_of, records))
+
+        def add(db: sqlite3.Connection) -> None:
+            try:
+                if len(rows) == 1:
+                    db.execute(_ADD, rows[0])
+                else:
+                    db.executemany(_ADD, rows)
+            except sqlite3.IntegrityError:
+                raise ValueError("One of these ids is there already.") from None
+
+        self._file.write(add, then=on_visible)
+
+    def get(self, ids: Iterable[str], /) -> Mapping[str, Record]:
+        """See `ResultStore`."""
+        wanted = [result_id for result_id in ids if result_id.isascii()]
+        if not wanted:
+            return {}
+        if len(wanted) == 1:
+            rows = self._file.read(_GET, self._alias, wanted[0])
+        else:
+            rows = self._file.read(_GET_MANY, self._alias, json.dumps(wanted))
+        return {record.id: record for record in self._readable(rows)}
+
+    def save(self, records: Sequence[Record], /) -> Sequence[bool]:
+        """See `ResultStore`."""
+        changes = list(map(self._change, records))
+
+        def save(db: sqlite3.Connection) -> list[bool]:
+            return [db.execute(*change).rowcount == 1 for change in changes]
+
+        return self._file.write(save) if changes else []
+
+    def _change(self, record: Record) -> tuple[str, tuple[object, ...]]:
+        which = (record.id, self._alias, record.revision - 1)
+        changing = changing_of(record)
+        if record.is_finished:
+            return _FINISH, (*changing, self._alias, *which)
+        return _CHANGE, (*changing, *which)
+
+    def unfinished(self) -> Iterator[Record]:
+        """See `ResultStore`."""
+        return self._records(_UNFINISHED, self._alias)
+
+    def discard(
+        self,
+        *,
+        finished_before: Timestamp | None = None,
+        keep: int | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """See `ResultStore`."""
+
+        def discard(db: sqlite3.Connection) -> int:
+            excess = 0
+            if keep is not None:
+                (there,) = db.execute(_HOW_MANY_FINISHED, (self._alias,)).fetchone()
+                excess = there - keep
+            count = 0
+            at_most = -1 if limit is None else limit
+            doomed: list[tuple[int]] = []
+            for number, finished_at in db.execute(_FINISHED, (self._alias, at_most)):
+                is_old = finished_before is not None and finished_at < finished_before
+                if count >= excess and not is_old:
+                    break
+                doomed.append((number,))
+                count += 1
+            db.executemany("DELETE FROM result WHERE number = ?", doomed)
+            return count
+
+        return self._file.write(discard)
+
+    def close(self) -> None:
+        """See `ResultStore`."""
+        self._file.close()
+
+    def owners(self) -> Sequence[str]:
+        """See `OwnedResultStore`."""
+        rows = self._file.read(_OWNERS, self._alias)
+        return [owner for (owner,) in rows if isinstance(owner, str)]
+
+    def owned_by(self, owner: str, /) -> Iterator[Record]:
+        """See `OwnedResultStore`."""
+        return self._records(_OWNED_BY, self._alias, owner)
+
+    def cancel_requests(self, owner: str, /) -> Sequence[Record]:
+        """See `OwnedResultStore`."""
+        rows = self._file.read(_TO_BE_CANCELLED, self._alias, owner)
+        return self._readable(rows, is_finished=False)
+
+    def counts(self) -> Mapping[str, int]:
+        """See `OwnedResultStore`."""
+        counts: dict[str, int] = {}
+        for status, count in self._file.read(_COUNTS, self._alias):
+            assert isinstance(count, int)
+            if count:
+                counts[str(status)] = counts.get(str(status), 0) + count
+        return counts
+
+    def version(self) -> int | None:
+        """See `OwnedResultStore`."""
+        return self._file.version()
+
+    def _records(self, query: str, *parameters: object) -> Iterator[Record]:
+        """A few at once: who is slow must not keep the file from being tidied up."""
+        ((last,),) = self._file.read("SELECT coalesce(max(number), 0) FROM result")
+        return self._records_until(last, query, *parameters)
+
+    def _records_until(
+        self, last: object, query: str, *parameters: object
+    ) -> Iterator[Record]:
+        after: object = 0
+        while rows := self._file.read(query, *parameters, after, last, _AT_ONCE):
+            yield from self._readable(rows, is_finished=False)
+            after = rows[-1][0]
+
+    def _readable(
+        self, rows: Sequence[Sequence[object]], *, is_finished: bool | None = None
+    ) -> list[Record]:
+        """The records of those rows that are such; the others are set aside."""
+        records: list[Record] = []
+        for row in rows:
+            try:
+                record = record_of_row(row[1:])
+                if is_finished is not None and record.is_finished is not is_finished:
+                    raise ValueError(f"its status is {record.status.value}")
+            except (ValueError, RecursionError) as err:
+                self._set_aside(row, reason=f"{type(err).__name__}: {err}")
+            else:
+                records.append(record)
+        return records
+
+    def _set_aside(self, row: Sequence[object], *, reason: str) -> None:
+        def set_aside(db: sqlite3.Connection) -> bool:
+            delete = "DELETE FROM result WHERE number = ?"
+            if db.execute(delete, (row[0],)).rowcount == 0:  # somebody was faster
+                return False
+            content = ascii(dict(zip(("number", *COLUMNS), row, strict=True)))
+            db.execute(_SET_ASIDE, (self._alias, time.time(), ascii(reason), content))
+            return True
+
+        if self._file.write(set_aside):
+            log_error(
+                "TASKS[%r]: %s: result %r cannot be read and was set aside, in the "
+                "table 'unreadable': %s",
+                self._alias,
+                self._path,
+                row[1],
+                reason,
+            )
+
+
+def _path_of(given: object, *, alias: str) -> Path:
+    if isinstance(given, str | Path):
+        return Path(given).absolute()
+    module: object = getattr(settings, "SETTINGS_MODULE", None)
+    spec = find_spec(module) if isinstance(module, str) else None
+    if spec is None or spec.origin is None:
+        raise ImproperlyConfigured(
+            f"TASKS[{alias!r}]['OPTIONS']['STORE'] is 'sqlite' and the settings are no "
+            "module, beside which its file could be: name one in "
+            "STORE_OPTIONS['PATH']."
+        )
+    return Path(spec.origin).parent / _NAME
