@@ -87,7 +87,7 @@ class TestRun:
         code = (
             "from tests.small_project import TASKS, configure\n"
             f"configure(TASKS={{**TASKS, **{setting_of(path)!r}}},"
-            " INSTALLED_APPS=['django_tasks_local'])\n"
+            " INSTALLED_APPS=['django_tasks_local', 'django.contrib.sessions'])\n"
             "from django.core.management import call_command\n"
             "call_command('local_tasks', 'run')\n"
         )
