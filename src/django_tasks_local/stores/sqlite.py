@@ -99,24 +99,24 @@ _TO_BE_CANCELLED = (
 # From one owner to the next, however many records each has.
 _OWNERS = """
     WITH RECURSIVE each (owner) AS (
-        SELECT min(owner) FROM result WHERE alias = :alias AND finish IS NULL
+        SELECT min(owner) FROM result WHERE alias = ? AND finish IS NULL
         UNION ALL
         SELECT (
             SELECT min(owner) FROM result
-            WHERE alias = :alias AND finish IS NULL AND owner > each.owner
+            WHERE alias = ? AND finish IS NULL AND owner > each.owner
         )
         FROM each WHERE owner IS NOT NULL
     )
     SELECT owner FROM each WHERE owner IS NOT NULL
-""".replace(":alias", "?1")
+"""
 _COUNTS = """
     SELECT status, count(*) FROM result
-    WHERE alias = ?1 AND finish IS NULL GROUP BY status
+    WHERE alias = ? AND finish IS NULL GROUP BY status
     UNION ALL
     SELECT status, count(*) FROM result
-    WHERE alias = ?1 AND finish IS NOT NULL GROUP BY status
+    WHERE alias = ? AND finish IS NOT NULL GROUP BY status
     UNION ALL
-    SELECT 'UNREADABLE', count(*) FROM unreadable WHERE alias = ?1
+    SELECT 'UNREADABLE', count(*) FROM unreadable WHERE alias = ?
 """
 _FINISHED = """
     SELECT number, finished_at FROM result
@@ -254,7 +254,7 @@ class SqliteStore:
 
     def owners(self) -> Sequence[str]:
         """See `OwnedResultStore`."""
-        rows = self._file.read(_OWNERS, self._alias)
+        rows = self._file.read(_OWNERS, self._alias, self._alias)
         return [owner for (owner,) in rows if isinstance(owner, str)]
 
     def owned_by(self, owner: str, /) -> Iterator[Record]:
@@ -269,7 +269,7 @@ class SqliteStore:
     def counts(self) -> Mapping[str, int]:
         """See `OwnedResultStore`."""
         counts: dict[str, int] = {}
-        for status, count in self._file.read(_COUNTS, self._alias):
+        for status, count in self._file.read(_COUNTS, *[self._alias] * 3):
             assert isinstance(count, int)
             if count:
                 counts[str(status)] = counts.get(str(status), 0) + count
