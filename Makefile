@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test test-oldest chaos chaos-short lint types docs wheel example bench format
+.PHONY: help check test test-oldest chaos chaos-short durability durability-short lint types docs wheel example bench format
 
 VERSIONS = import platform, django; print("Python", platform.python_version(), "| Django", django.get_version())
 
@@ -13,9 +13,9 @@ OLDEST_UV = UV_PROJECT_ENVIRONMENT=$(OLDEST_ENV) uv
 OLDEST_RUN = $(OLDEST_UV) run --python 3.12 --no-sync
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-check: test test-oldest chaos-short lint types docs wheel example  ## everything that CI runs
+check: test test-oldest chaos-short durability-short lint types docs wheel example  ## everything that CI runs
 
 test:  ## the tests on the newest Python and Django
 	uv run python -c '$(VERSIONS)'
@@ -32,6 +32,12 @@ chaos:  ## 10,000 tasks while worker processes are killed, waiters leave, web wo
 
 chaos-short:  ## the same for half a minute
 	uv run python -m chaos --seconds 30
+
+durability:  ## kill a whole server 100 times, whose tasks the sqlite store keeps
+	uv run python -m chaos.durability
+
+durability-short:  ## the same 10 times
+	uv run python -m chaos.durability --rounds 10
 
 lint:  ## style, formatting and the import contract
 	uv run ruff check
