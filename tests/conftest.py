@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import django
-import psycopg
 import pytest
 import uvloop
 
@@ -35,8 +34,9 @@ uvloop.new_event_loop = _new_uvloop
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
 
-from django.conf import settings  # noqa: E402  # after the set-up
-from django.db import connections  # noqa: E402
+from django.apps import apps  # noqa: E402  # after the set-up
+from django.conf import settings  # noqa: E402
+from django.db import OperationalError, connections  # noqa: E402
 from django.test import override_settings  # noqa: E402
 from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 
@@ -44,6 +44,7 @@ from django_tasks_local.executors import fork_server  # noqa: E402
 from django_tasks_local.state import shutdown_executor  # noqa: E402
 
 from .blocking import noting_blocking_calls  # noqa: E402
+from .databases import SERVERS  # noqa: E402
 from .fork_server_anchor import Anchor  # noqa: E402
 from .gates import Gate  # noqa: E402
 from .leftovers import (  # noqa: E402
@@ -201,7 +202,7 @@ def configure(nothing_left_behind: None) -> Iterator[Configure]:
 @pytest.fixture(scope="session")
 def _test_database() -> Iterator[None]:
     """The file-based test database, in the place of the project's."""
-    names = setup_databases(verbosity=0, interactive=False)
+    names = setup_databases(verbosity=0, interactive=False, aliases={"default": False})
     yield
     teardown_databases(names, verbosity=0)
 
@@ -217,12 +218,56 @@ def database(_test_database: None, nothing_left_behind: None) -> Iterator[None]:
 @pytest.fixture
 def postgresql() -> None:
     """There is a PostgreSQL server on which tests may make databases."""
+    _require_server("postgresql")
+
+
+def _require_server(name: str) -> None:
+    connection = connections[name].copy()
+    # There is none of ours yet.
+    connection.settings_dict["NAME"] = {"postgresql": "postgres"}.get(name)
     try:
-        psycopg.connect("host=127.0.0.1 user=postgres connect_timeout=5").close()
-    except psycopg.OperationalError as err:
+        connection.connect()
+    except OperationalError as err:
         if os.environ.get("DJANGO_TASKS_LOCAL_REQUIRE_SERVICES") == "1":
             raise
-        pytest.skip(f"There is no PostgreSQL on 127.0.0.1: {err}")
+        pytest.skip(f"There is no server for {name} on 127.0.0.1: {err}")
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def _databases() -> Iterator[Callable[[str], None]]:
+    """Makes the test databases on servers, each where it is first asked for."""
+    with ExitStack() as stack:
+        made: set[str] = set()
+
+        def make(alias: str) -> None:
+            if alias not in made:
+                names = setup_databases(
+                    verbosity=0, interactive=False, aliases={alias: False}
+                )
+                made.add(alias)
+                stack.callback(teardown_databases, names, verbosity=0)
+
+        yield make
+
+
+@pytest.fixture(params=["default", *SERVERS], ids=["sqlite", *SERVERS], name="using")
+def each_database(
+    request: pytest.FixtureRequest,
+    _databases: Callable[[str], None],
+    nothing_left_behind: None,
+) -> Iterator[str]:
+    """An alias of each kind of database in turn, with empty tables for results."""
+    alias: str = request.param
+    if alias == "default":
+        request.getfixturevalue("_test_database")
+    else:
+        _require_server(alias)
+        _databases(alias)
+    yield alias
+    for model in apps.get_app_config("django_tasks_local_database").get_models():
+        model._default_manager.using(alias).all().delete()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from django_tasks_local import TasksSetting
 
+from .databases import SERVERS
+
 SECRET_KEY = "tests"
 USE_TZ = True
 DATABASES = {
@@ -14,9 +16,14 @@ DATABASES = {
         "NAME": Path(__file__).parent / "db.sqlite3",
         # A file of this very process: a worker process that finds it was told so.
         "TEST": {"NAME": f"{tempfile.gettempdir()}/tasks-local-{os.getpid()}.sqlite3"},
-    }
+    },
+    **SERVERS,
 }
-INSTALLED_APPS = ["django.contrib.sessions", "django_tasks_local"]
+INSTALLED_APPS = [
+    "django.contrib.sessions",
+    "django_tasks_local",
+    "django_tasks_local.stores.database",
+]
 ROOT_URLCONF = "tests.urls"
 ALLOWED_HOSTS = ["*"]
 

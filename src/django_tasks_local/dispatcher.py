@@ -57,6 +57,9 @@ _LOST = "The process that ran it ended before the task did."
 _ROLLED_BACK = "the transaction in which the task was enqueued was rolled back."
 _NOT_DUE = "Its alias was shut down before the task was due."
 
+# Until a task begins whose start the store has failed to save.
+_PUT_OFF_S = 5.0
+
 
 class Dispatcher(WorkerHost):
     """What an alias runs in this process: those that wait, and those that run.
@@ -82,7 +85,7 @@ class Dispatcher(WorkerHost):
         self._sender = sender
         self._options = options
         self._store = store
-        self._records = Records(store, alias=alias)
+        self._records = Records(store, alias=alias, is_owned=is_owned)
         self._retention = retention
         self._is_owned = is_owned
         self._is_ending = False
@@ -191,6 +194,10 @@ class Dispatcher(WorkerHost):
         if job is not None and not job.record.is_cancel_requested:
             self.cancel(job)
 
+    def save_missed(self) -> None:
+        """Save what the store has failed to save. Raises what it raises."""
+        self._records.save_missed()
+
     def push(self, jobs: Sequence[Job], /) -> None:
         """Put admitted tasks, which are stored now, into their places."""
         due: list[Job] = []
@@ -296,7 +303,13 @@ class Dispatcher(WorkerHost):
         job = self._slots.find(result_id)
         if job is None:
             return None
-        record = self._records.change(job, started, worker_id, at)
+        try:
+            record = self._records.change(
+                job, started, worker_id, at, must_be_saved=self._is_owned
+            )
+        except Exception:  # a store's: were this process to die, it would run again
+            job.is_put_off = True
+            return None
         if record is None:
             return None
         self._send(task_started, job, record)
@@ -503,6 +516,10 @@ class Dispatcher(WorkerHost):
             and job.record.status is TaskResultStatus.READY
         ):  # it was handed over, but has not begun
             self._leave(job)
+        elif job.is_put_off:
+            job.put_off(time.time() + _PUT_OFF_S)
+            self._run_again(job, due)
+            return
         try:
             outcome = self._with_backoff(job, outcome)
             record = self._records.change(job, ended, outcome)

@@ -11,7 +11,7 @@ from .backoff import Backoff
 from .logs import log_error, log_exception
 from .options import LocalOptions
 from .protocols import ResultStore
-from .records import Record
+from .records import Record, Timestamp
 from .tasks import LocalTask
 
 __all__ = ["Job", "Records"]
@@ -31,6 +31,7 @@ class Job(Completion):
         "has_place",
         "is_decided",
         "is_pushed",
+        "is_put_off",
         "is_queued",
         "lent",
         "slot",
@@ -53,6 +54,8 @@ class Job(Completion):
         """It counts among those that wait."""
         self.is_pushed: bool = False
         self.is_queued: bool = False
+        self.is_put_off: bool = False
+        """Its start could not be saved: it has not begun."""
         self.is_decided: bool = False
         """How it ends is known."""
         self.deadline_s: float | None = None
@@ -66,6 +69,12 @@ class Job(Completion):
                 return False
             self.is_decided = True
             return True
+
+    def put_off(self, until: Timestamp, /) -> None:
+        """It is due then, though nobody else is told."""
+        with self._lock:
+            self.is_put_off = False
+            self.record: Record = self.record._replace(due_at=until)
 
     def let_go(self) -> None:
         """A handle that is kept should not keep the enqueuer's context."""
@@ -92,25 +101,35 @@ class Job(Completion):
 class Records:
     """The records of an alias's tasks: changed so that of two that race one wins."""
 
-    def __init__(self, store: ResultStore, *, alias: str):
+    def __init__(self, store: ResultStore, *, alias: str, is_owned: bool):
         self._store = store
         self._alias = alias
+        self._is_owned = is_owned
+        # Ends that the store has failed to save, where others would take the task for
+        # one that never ended.
+        self._missed: dict[str, Record] = {}
 
     def change[*T](
-        self, job: Job, change: Callable[[Record, *T], Record | None], /, *args: *T
+        self,
+        job: Job,
+        change: Callable[[Record, *T], Record | None],
+        /,
+        *args: *T,
+        must_be_saved: bool = False,
     ) -> Record | None:
         """Save what `change` makes of the latest record; None where that is nothing.
 
         `change`, which is given the `args` too, may be called several times. Once a
         task is finished, or about to be, nothing changes any more. A finished record
-        is left for `Job.finish`.
+        is left for `Job.finish`. What the store raises is logged, and let out only
+        where it `must_be_saved`.
         """
         record = job.record
         while not job.is_decided:
             changed = change(record, *args)
             if changed is None:
                 return None
-            other = self._save(job, changed)
+            other = self._save(job, changed, must_be_saved)
             if other is not None:
                 if other.owner != changed.owner:
                     self._disown(job)
@@ -122,6 +141,14 @@ class Records:
                 job.see(changed)
                 return changed
         return None
+
+    def save_missed(self) -> None:
+        """Save the ends that the store has failed to save. Raises what it raises."""
+        for record in list(self._missed.values()):
+            kept = self._store.get([record.id]).get(record.id)
+            if kept is not None and not kept.is_finished and kept.owner == record.owner:
+                self._store.save([record._replace(revision=kept.revision + 1)])
+            self._missed.pop(record.id, None)
 
     def _disown(self, job: Job) -> None:
         """Another process has taken this one for dead, and the task over."""
@@ -141,7 +168,7 @@ class Records:
         except Exception:  # a store's
             return False
 
-    def _save(self, job: Job, record: Record) -> Record | None:
+    def _save(self, job: Job, record: Record, must_be_saved: bool) -> Record | None:
         """The other record that is there now, where somebody was faster.
 
         A store that fails, or has lost the record, has no say: the task goes on. Where
@@ -158,6 +185,10 @@ class Records:
                 record.id,
                 record.status,
             )
+            if must_be_saved:
+                raise
+            if self._is_owned and record.is_finished:
+                self._missed[record.id] = record
             return record if job.is_decided else None
         if other is not None and other.revision >= record.revision:
             return other

@@ -320,6 +320,14 @@ class OwnedResultStore(ResultStore, Protocol):
         """Which of the owners live."""
         ...
 
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether what this thread saves may become part of a transaction of its own.
+
+        Then it is seen when that is committed, and never after a rollback.
+        """
+        ...
+
     def owners(self) -> Sequence[str]:
         """Those who have unfinished tasks, each once.
 

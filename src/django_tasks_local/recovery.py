@@ -53,6 +53,13 @@ class TaskOwner(Protocol):
         """Another process wants one of its own tasks to stop."""
         ...
 
+    def save_missed(self) -> None:
+        """Save the ends of tasks that the store has failed to save.
+
+        Raises what it raises.
+        """
+        ...
+
 
 class Recovery:
     """Holds an owner's name, and looks after its tasks and those of dead owners."""
@@ -135,6 +142,7 @@ class Recovery:
             is_held, self._is_held = self._is_held, False
         if is_held:
             try:
+                self._tasks.save_missed()
                 self._store.ownership.release(self._owner)
             except Exception:  # a store's: then that ends with the process
                 log_exception("TASKS[%r]: %s is not released", self._alias, self._owner)
@@ -157,6 +165,7 @@ class Recovery:
         try:
             if self._renew_at_s is not None and time.monotonic() >= self._renew_at_s:
                 self._note_renewal(self._store.ownership)
+            self._tasks.save_missed()
             self.adopt()
             if self._tasks.has_tasks:
                 for record in self._store.cancel_requests(self._owner):

@@ -165,7 +165,8 @@ class ExecutorState:
         Raises TaskResultDoesNotExist.
         """
         job = self._dispatcher.job(result_id)
-        if job is not None:
+        # What becomes part of a transaction has not happened yet, and may never.
+        if job is not None and not self._is_in_transaction:
             return self._dispatcher.cancel(job)
         while True:
             record = self.store.get([result_id]).get(result_id)
@@ -173,7 +174,7 @@ class ExecutorState:
                 raise TaskResultDoesNotExist(self._explain_unknown(result_id))
             if record.is_finished:
                 return False
-            # Another process's: it sees to it when it sees the request.
+            # Its owner sees to it when it sees the request.
             requested = record
             if not record.is_cancel_requested:
                 requested = apply_cancel_request(record)
@@ -262,6 +263,11 @@ class ExecutorState:
             self._recovery.end()
             if not self._dispatcher.unfinished_ids():
                 self._recovery.release()
+
+    @property
+    def _is_in_transaction(self) -> bool:
+        owned = owned_store(self.store)
+        return owned is not None and owned.is_in_transaction
 
     def _prepare(
         self,

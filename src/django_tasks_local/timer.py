@@ -18,8 +18,17 @@ class Timer:
     nobody sets (`time.monotonic`).
     """
 
-    def __init__(self, ring: Callable[[], float | None], /, *, name: str) -> None:
+    def __init__(
+        self,
+        ring: Callable[[], float | None],
+        /,
+        *,
+        name: str,
+        at_end: Callable[[], None] | None = None,
+    ) -> None:
+        """`at_end` is called by each thread before it ends."""
         self._ring = ring
+        self._at_end = at_end
         self._name = name
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -47,14 +56,17 @@ class Timer:
                 self._changed.notify()
             return True
 
-    def end(self) -> None:
+    def end(self, *, timeout_s: float = 0.0) -> None:
         """Let no other ring begin, and the thread end. May be called twice.
 
-        It does not wait: a ring that has begun goes on.
+        A ring that has begun goes on; it is waited for `timeout_s` seconds at most.
         """
         with self._lock:
             self._has_ended = True
             self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
 
     def _start(self, ring_at: float) -> bool:
         """Start a thread. With the lock held, so that nobody counts on it too early."""
@@ -76,6 +88,8 @@ class Timer:
             except BaseException:  # the thread must not die: others count on it
                 seconds = None
                 log_exception("Timer %r: what it calls has failed", self._name)
+        if self._at_end is not None:
+            self._at_end()
 
     def _wait(self, seconds: float | None) -> bool:
         """Block until it is time, in `seconds` at the latest; False: end the thread."""

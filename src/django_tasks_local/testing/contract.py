@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ..connections import close_connections
 from ..executors.threads import ThreadExecutor
 from ..options import LocalOptions
 from ..protocols import ExecutorFactory, ResultStoreFactory
@@ -39,7 +40,10 @@ def in_threads[R](functions: Sequence[Callable[[], R]], *, timeout_s: float) -> 
 
     def run(function: Callable[[], R]) -> R:
         barrier.wait(timeout_s)
-        return function()
+        try:
+            return function()
+        finally:  # Django knows nothing of these threads
+            close_connections()
 
     with ThreadPoolExecutor(len(functions)) as threads:
         futures = [threads.submit(run, function) for function in functions]

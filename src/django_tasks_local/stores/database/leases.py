@@ -1,0 +1,143 @@
+"""Who lives among the processes that share a database, of one machine or of several."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from django.db import connections
+from django.db.models.functions import Now
+
+from ...connections import close_connections
+from ..lock_files import LockFiles
+from .errors import explaining
+from .models import OwnerLease
+
+__all__ = ["Leases", "lock_directory"]
+
+_RENEW_S = 10.0
+_LEASE = timedelta(seconds=30)
+
+
+def lock_directory(using: str, /) -> Path | None:
+    """Where the processes of this machine that use the database find each other.
+
+    Beside a database that is a file. Else a directory of this user's alone, whose name
+    each of its processes knows; None where somebody else has made it.
+    """
+    settings = connections[using].settings_dict
+    name = str(settings["NAME"])
+    if connections[using].vendor == "sqlite" and Path(name).is_file():
+        return Path(f"{Path(name).absolute()}-owners")
+    user = os.getuid()
+    directory = Path(tempfile.gettempdir()) / f"django-tasks-local-{user}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.lstat()
+    is_ours = status.st_uid == user and status.st_mode & 0o077 == 0
+    return directory if is_ours and not directory.is_symlink() else None
+
+
+class Leases:
+    """Which owners live: by locked files, and by leases where those cannot be seen.
+
+    An `Ownership`. Whoever finds an owner's file knows, at once, whether that lives.
+    Of an owner of another machine, or another container, there is no file here: it has
+    a row in the database, which it renews every 10 s by the database's clock, and is
+    dead when it has not for 30 s. That is believed only by a process which has itself
+    reached the database for as long: after an outage everybody's rows are old.
+    """
+
+    def __init__(self, using: str, /) -> None:
+        self._using = using
+        directory = lock_directory(using)
+        self._files = None if directory is None else LockFiles(directory)
+        # One machine's processes all see the files beside a database that is a file.
+        self._has_rows = connections[using].vendor != "sqlite" or directory is None
+        self._lock = threading.Lock()
+        self._held: set[str] = set()
+        self._watching_since_s = self._seen_at_s = -_LEASE.total_seconds()
+
+    def hold(self, owner: str, /) -> None:
+        if self._files is not None:
+            self._files.hold(owner)
+        if self._has_rows:
+            self._apart(partial(self._renew_row, owner))
+        with self._lock:
+            self._held.add(owner)
+
+    def renew(self) -> float | None:
+        if not self._has_rows:
+            return None
+        with self._lock:
+            held = list(self._held)
+        for owner in held:
+            self._apart(partial(self._renew_row, owner))
+        return _RENEW_S
+
+    def is_alive(self, owner: str, /) -> bool:
+        with self._lock:
+            if owner in self._held:
+                return True
+        if self._files is not None and (not self._has_rows or self._files.knows(owner)):
+            return self._files.is_alive(owner)
+        with explaining(self._using):
+            rows = OwnerLease.objects.using(self._using).filter(owner=owner)
+            if not rows.exists():  # it has released its tasks
+                return False
+            if time.monotonic() - self._watching_since_s < _LEASE.total_seconds():
+                return True  # nobody could have renewed it, for all that is known
+            return not rows.filter(renewed_at__lt=Now() - _LEASE).exists()
+
+    def release(self, owner: str, /) -> None:
+        with self._lock:
+            if owner not in self._held:
+                return
+            self._held.discard(owner)
+        if self._files is not None:
+            self._files.release(owner)
+        if self._has_rows:
+            self._apart(partial(self._drop_row, owner))
+
+    def bury(self, owner: str, /) -> None:
+        if self._files is not None:
+            self._files.bury(owner)
+        if self._has_rows:
+            self._apart(partial(self._drop_row, owner))
+
+    def _renew_row(self, owner: str) -> None:
+        rows = OwnerLease.objects.using(self._using)
+        if not rows.filter(owner=owner).update(renewed_at=Now()):
+            rows.create(owner=owner)
+        now_s = time.monotonic()
+        if now_s - self._seen_at_s > _LEASE.total_seconds():
+            self._watching_since_s = now_s
+        self._seen_at_s = now_s
+
+    def _drop_row(self, owner: str) -> None:
+        OwnerLease.objects.using(self._using).filter(owner=owner).delete()
+
+    def _apart(self, work: Callable[[], None]) -> None:
+        """Do it whatever becomes of a transaction of the caller's."""
+        with explaining(self._using):
+            if not connections[self._using].in_atomic_block:
+                work()
+                return
+            errors: list[Exception] = []
+
+            def run() -> None:
+                try:
+                    work()
+                except Exception as err:  # the caller's
+                    errors.append(err)
+                finally:
+                    close_connections()
+
+            thread = threading.Thread(target=run, name="django-tasks-lease")
+            thread.start()
+            thread.join()
+            for err in errors:
+                raise err

@@ -1,0 +1,3 @@
+from django.db.backends.mysql.base import DatabaseWrapper
+
+__all__ = ["DatabaseWrapper"]
