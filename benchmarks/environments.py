@@ -1,4 +1,4 @@
-"""The two environments: one Python and Django, and a version of the library each."""
+"""The environments: one Python and Django, and a library each."""
 
 import os
 import shutil
@@ -14,8 +14,16 @@ _CACHE = CHECKOUT / ".cache" / "benchmarks"
 _LIBRARIES = {
     "3": ["--editable", str(CHECKOUT), f"uvicorn=={version('uvicorn')}"],
     "2.0": ["django-tasks-local==2.0"],
+    "db": ["django-tasks-db==0.13"],
 }
-_SAME_IN_ALL = ("django", "asgiref", "sqlparse")
+_SAME_IN_ALL = (
+    "django",
+    "asgiref",
+    "gunicorn",
+    "psycopg",
+    "psycopg-binary",
+    "sqlparse",
+)
 
 
 class Environments:

@@ -31,6 +31,8 @@ class Figure:
     unit: str
     more_is_better: bool = False
     is_pictured: bool = False
+    is_of_stores: bool = False
+    """It stands in the table of the stores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,9 @@ class Target:
 
     measurement: str
     key: str
-    against: str
-    """The contender whose figure it is compared with."""
+    against: str | None = None
+    """The contender whose figure it is compared with; None: what is to be reached is
+    the figure itself, in its unit."""
     against_key: str | None = None
     """The other figure, where it is not the same one."""
     at_most: float | None = None
@@ -63,6 +66,20 @@ def _throughput(
         contenders=contenders,
         arguments={"alias": alias, "count": count, "is_quiet": is_quiet},
         quick={"count": count // 3},
+    )
+
+
+def _store(name: str, *, alias: str, engine: str, count: int) -> Measurement:
+    return Measurement(
+        name=name,
+        program="store_throughput",
+        contenders=("3", "db"),
+        arguments={
+            "alias": alias,
+            "engine": engine,
+            "counts": {"3": count, "db": count // 5},
+        },
+        quick={"counts": {"3": count // 3, "db": count // 10}},
     )
 
 
@@ -175,6 +192,40 @@ MEASUREMENTS = (
         contenders=("3", "bare"),
         arguments={"count": 10_000},
         quick={"count": 3_000},
+        repeats=1,
+        quick_repeats=1,
+    ),
+    _store("sqlite-store", alias="sqlite", engine="sqlite", count=5_000),
+    _store("database-store-sqlite", alias="database", engine="sqlite", count=4_000),
+    _store(
+        "database-store-postgresql", alias="database", engine="postgresql", count=2_000
+    ),
+    Measurement(
+        name="store-enqueue",
+        program="store_enqueue",
+        contenders=("3", "db"),
+        arguments={"samples": 1_000},
+        quick={"samples": 300},
+        repeats=3,
+    ),
+    *(
+        Measurement(
+            name=f"{store}-store-waking",
+            program="store_waking",
+            contenders=("3",),
+            arguments={"alias": store, "engine": engine, "samples": 200},
+            quick={"samples": 50},
+            repeats=3,
+            quick_repeats=1,
+        )
+        for store, engine in (("sqlite", None), ("database", "postgresql"))
+    ),
+    Measurement(
+        name="look-ups",
+        program="look_ups",
+        contenders=("3", "2.0"),
+        arguments={"count": 10_000},
+        quick={"count": 1_000},
         repeats=1,
         quick_repeats=1,
     ),
@@ -383,6 +434,73 @@ FIGURES = (
         unit="bytes",
         is_pictured=True,
     ),
+    Figure(
+        measurement="sqlite-store",
+        key="memory_per_s",
+        title="no-op tasks a second, memory store",
+        unit="/s",
+        more_is_better=True,
+        is_of_stores=True,
+    ),
+    *(
+        Figure(
+            measurement=measurement,
+            key="per_s",
+            title=f"no-op tasks a second, {title}",
+            unit="/s",
+            more_is_better=True,
+            is_pictured=True,
+            is_of_stores=True,
+        )
+        for measurement, title in (
+            ("sqlite-store", "sqlite store"),
+            ("database-store-sqlite", "database store on SQLite"),
+            ("database-store-postgresql", "database store on PostgreSQL"),
+        )
+    ),
+    *(
+        Figure(
+            measurement="store-enqueue",
+            key=f"{alias}_p50_us",
+            title=title,
+            unit="µs",
+            is_of_stores=True,
+        )
+        for alias, title in (
+            ("memory", "enqueue into the memory store: p50"),
+            ("sqlite", "… the sqlite store"),
+            ("sqlite-full", '… the sqlite store, DURABILITY "full"'),
+            ("database", "… the database store on PostgreSQL"),
+        )
+    ),
+    *(
+        Figure(
+            measurement=f"{store}-store-waking",
+            key=f"{percentile}_ms",
+            title=title,
+            unit="ms",
+            is_of_stores=True,
+        )
+        for store, percentile, title in (
+            (
+                "sqlite",
+                "p50",
+                "from a task's end to who awaits it elsewhere, sqlite store: p50",
+            ),
+            ("sqlite", "p99", "… p99"),
+            ("database", "p50", "… database store on PostgreSQL: p50"),
+            ("database", "p99", "… p99"),
+        )
+    ),
+    Figure(
+        measurement="look-ups",
+        key="found_percent",
+        title="results found by whichever of 4 web workers is asked",
+        unit="%",
+        more_is_better=True,
+        is_pictured=True,
+        is_of_stores=True,
+    ),
 )
 
 
@@ -448,4 +566,16 @@ TARGETS = (
     _target("memory-dropped", "pending_bytes", "2.0", at_most=0.4),
     _target("memory-dropped", "kept_bytes", "2.0", at_most=1.2),
     _target("memory-running", "running_bytes", "bare", at_most=2.0),
+    _target("sqlite-store", "per_s", "db", at_least=10),
+    Target(
+        measurement="sqlite-store",
+        key="per_s",
+        against="3",
+        against_key="memory_per_s",
+        at_least=0.2,
+    ),
+    _target("database-store-sqlite", "per_s", "db", at_least=2),
+    _target("database-store-postgresql", "per_s", "db", at_least=3),
+    Target(measurement="sqlite-store-waking", key="p50_ms", at_most=25),
+    Target(measurement="look-ups", key="found_percent", at_least=100),
 )

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,14 @@ from .results import Results, amount
 
 __all__ = ["as_markdown", "as_svg", "as_text", "write"]
 
-_CONTENDERS = ("3", "2.0", "bare")
-_NAMES = {"3": "version 3", "2.0": "version 2.0", "bare": "bare executor"}
+_NAMES = {
+    "3": "version 3",
+    "2.0": "version 2.0",
+    "bare": "bare executor",
+    "db": "django-tasks-db",
+}
+_CONTENDERS = tuple(_NAMES)
+_SHORT = {"2.0": "2.0", "bare": "bare", "db": "django-tasks-db"}
 _BEGIN = "<!-- figures: written by make bench -->"
 _END = "<!-- end of figures -->"
 _PICTURE = "images/benchmarks.svg"
@@ -32,18 +39,18 @@ def as_text(results: Results) -> str:
             comparison = None if name == "3" else results.comparison(figure, name)
             ratio = "" if comparison is None else f"3 is at {comparison}"
             lines.append(
-                f"    {_NAMES[name]:<14} {amount(value, figure.unit):>14}  "
+                f"    {_NAMES[name]:<16} {amount(value, figure.unit):>14}  "
                 f"{spread:<24} {ratio}".rstrip()
             )
     lines.append("\nTargets")
     for verdict in results.verdicts():
         mark = "met    " if verdict.is_met else "not met"
-        lines.append(f"    {mark}  {verdict.text}: {verdict.comparison}")
+        lines.append(f"    {mark}  {verdict.text}: {verdict.reached}")
     return "\n".join(lines)
 
 
 def as_markdown(results: Results) -> str:
-    """For the docs: where it was measured, the picture, and two tables."""
+    """For the docs: where it was measured, the picture, and the tables."""
     most = max(each.repeats for each in MEASUREMENTS)
     where = (
         f"CPython {platform.python_version()}, Django {version('django')}, "
@@ -55,22 +62,36 @@ def as_markdown(results: Results) -> str:
         where,
         "",
         f"![Version 3 beside 2.0 and the bare executors]({_PICTURE})",
-        "",
-        "| | version 3 | version 2.0 | bare executor | 3 to 2.0 | 3 to bare |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for figure in results.figures():
-        cells = [
-            amount(results.median_of(figure, name), figure.unit) for name in _CONTENDERS
+    for is_of_stores in (False, True):
+        figures = [
+            each for each in results.figures() if each.is_of_stores is is_of_stores
         ]
-        ratios = [results.comparison(figure, name) for name in _CONTENDERS[1:]]
-        cells += ["–" if ratio is None else str(ratio) for ratio in ratios]
-        lines.append(f"| {figure.title} | {' | '.join(cells)} |")
-    lines += ["", "| What is to be reached | ratio | |", "| --- | ---: | --- |"]
+        if figures:
+            lines += ["", *_table(results, figures)]
+    lines += ["", "| What is to be reached | reached | |", "| --- | ---: | --- |"]
     for verdict in results.verdicts():
         mark = "met" if verdict.is_met else "**not met**"
-        lines.append(f"| {verdict.text} | {verdict.comparison} | {mark} |")
+        lines.append(f"| {verdict.text} | {verdict.reached} | {mark} |")
     return "\n".join(lines)
+
+
+def _table(results: Results, figures: Sequence[Figure]) -> list[str]:
+    """A Markdown table, with a column for each contender that takes part."""
+    names = [
+        name
+        for name in _CONTENDERS
+        if any(results.median_of(figure, name) is not None for figure in figures)
+    ]
+    others = names[1:]
+    titles = [_NAMES[name] for name in names] + [f"3 to {_SHORT[n]}" for n in others]
+    lines = [f"| | {' | '.join(titles)} |", f"| ---{' | ---:' * len(titles)} |"]
+    for figure in figures:
+        cells = [amount(results.median_of(figure, name), figure.unit) for name in names]
+        ratios = [results.comparison(figure, name) for name in others]
+        cells += ["–" if ratio is None else str(ratio) for ratio in ratios]
+        lines.append(f"| {figure.title} | {' | '.join(cells)} |")
+    return lines
 
 
 def write(results: Results, docs: Path) -> None:
@@ -99,9 +120,11 @@ _STYLE = """
     .title { font-weight: 600; }
     .better, .who { fill: #57606a; }
     .c3 { fill: #1a7f5a; } .c20 { fill: #c9812b; } .cbare { fill: #8c959f; }
+    .cdb { fill: #7a6fc0; }
     @media (prefers-color-scheme: dark) {
       text { fill: #e6edf3; } .better, .who { fill: #9da7b1; }
       .c3 { fill: #3fb98a; } .c20 { fill: #dba15a; } .cbare { fill: #6e7681; }
+      .cdb { fill: #a79ce8; }
     }
 """
 

@@ -27,7 +27,7 @@ class Verdict:
     """What became of a target."""
 
     text: str
-    comparison: Comparison
+    reached: str
     is_met: bool
 
 
@@ -64,13 +64,22 @@ class Results:
         """What became of the targets whose figures were measured."""
         verdicts: list[Verdict] = []
         for target in TARGETS:
-            other_key = target.against_key or target.key
-            comparison = self._comparison(
-                target.measurement, target.key, target.against, other_key
-            )
-            if comparison is not None:
-                is_met = _is_met(target, comparison.ratio)
-                verdicts.append(Verdict(_as_text(target), comparison, is_met))
+            if target.against is None:
+                figure = _figure(target.measurement, target.key)
+                value = self.median_of(figure, "3")
+                reached = amount(value, figure.unit)
+            else:
+                comparison = self._comparison(
+                    target.measurement,
+                    target.key,
+                    target.against,
+                    target.against_key or target.key,
+                )
+                value = None if comparison is None else comparison.ratio
+                reached = str(comparison)
+            if value is not None:
+                is_met = _is_met(target, value)
+                verdicts.append(Verdict(_as_text(target), reached, is_met))
         return verdicts
 
     def _comparison(
@@ -84,22 +93,36 @@ class Results:
         return Comparison(median(ours) / median(others), min(ratios), max(ratios))
 
 
-def _is_met(target: Target, ratio: float) -> bool:
-    return (target.at_most is None or ratio <= target.at_most) and (
-        target.at_least is None or ratio >= target.at_least
+def _is_met(target: Target, value: float) -> bool:
+    return (target.at_most is None or value <= target.at_most) and (
+        target.at_least is None or value >= target.at_least
     )
 
 
+_POSSESSIVES = {
+    "2.0": "2.0's",
+    "bare": "the bare executor's",
+    "db": "django-tasks-db's",
+}
+
+
 def _as_text(target: Target) -> str:
-    titles = {(each.measurement, each.key): each.title for each in FIGURES}
-    title = titles[target.measurement, target.key]
-    if target.against_key is not None:
-        other = titles[target.measurement, target.against_key]
+    figure = _figure(target.measurement, target.key)
+    if target.against is None:
+        other = figure.unit
+    elif target.against_key is not None:
+        other = f"× {_figure(target.measurement, target.against_key).title}"
     else:
-        other = "the bare executor's" if target.against == "bare" else "2.0's"
+        other = f"× {_POSSESSIVES[target.against]}"
     if target.at_most is not None:
-        return f"{title}: at most {target.at_most:g} × {other}"
-    return f"{title}: at least {target.at_least:g} × {other}"
+        return f"{figure.title}: at most {target.at_most:g} {other}"
+    return f"{figure.title}: at least {target.at_least:g} {other}"
+
+
+def _figure(measurement: str, key: str) -> Figure:
+    return next(
+        each for each in FIGURES if (each.measurement, each.key) == (measurement, key)
+    )
 
 
 def amount(value: float | None, unit: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "contender",
     "start_loop",
     "tell",
+    "told",
 ]
 
 
@@ -123,11 +124,16 @@ def contender(name: str, alias: str) -> Contender:
     return _Bare(ProcessPoolExecutor(int(workers)))
 
 
-def begin() -> tuple[str, dict[str, Any]]:
-    """Set Django up; the contender and the arguments that this program was given."""
-    django.setup()
+def told() -> tuple[str, dict[str, Any]]:
+    """The contender and the arguments that this program was given."""
     name, text = sys.argv[1:]
-    arguments: dict[str, Any] = json.loads(text)
+    return name, json.loads(text)
+
+
+def begin() -> tuple[str, dict[str, Any]]:
+    """Set Django up; what this program was told."""
+    django.setup()
+    name, arguments = told()
     if arguments.get("is_quiet"):
         logging.getLogger("django.tasks").setLevel(logging.WARNING)
     return name, arguments
