@@ -16,8 +16,16 @@ _SCRIPT = """
 import json, sys
 from datetime import timedelta
 from tests.small_project import configure
-TASKS = json.loads(sys.argv[1])
-configure(TASKS=TASKS, INSTALLED_APPS=["django.contrib.sessions"])
+values = json.loads(sys.argv[1])
+TASKS = values["TASKS"]
+configure(
+    INSTALLED_APPS=[
+        "django.contrib.sessions",
+        "django_tasks_local",
+        "django_tasks_local.stores.database",
+    ],
+    **values,
+)
 from django.tasks import task_backends
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
@@ -53,13 +61,20 @@ def tasks_setting(path: str, store: str = "CountingStore") -> dict[str, Any]:
 class OtherProcess:
     """Runs tasks of the shared alias, or of the one whose setting it is given."""
 
-    def __init__(self, path: Path, setting: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        setting: Mapping[str, Any] | None = None,
+        *,
+        databases: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         threads = {"BACKEND": "django_tasks_local.ThreadPoolBackend"}
         setting = setting or tasks_setting(str(path), "SharedStore")
         tasks = {"default": threads, **setting}
+        values = {"TASKS": tasks, "DATABASES": databases or {}}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _SCRIPT, json.dumps(tasks)],
+            [sys.executable, "-W", "error", "-c", _SCRIPT, json.dumps(values)],
             env=script_environ(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

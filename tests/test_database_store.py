@@ -1,15 +1,44 @@
 """The database store, on each kind of database."""
 
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import connections, transaction
+from django.tasks import TaskResult, TaskResultStatus, task_backends
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued
+from django.test import override_settings
 
+from django_tasks_local import QueueFull, TaskCancelled, TaskFailed, WorkerLost
+from django_tasks_local.errors import StoreError, path_of
+from django_tasks_local.identity import new_owner
 from django_tasks_local.options import LocalOptions
+from django_tasks_local.stores.database.leases import Leases
+from django_tasks_local.stores.database.models import StoredResult
 from django_tasks_local.stores.database.store import DatabaseStore
-from django_tasks_local.testing import ResultStoreContract
+from django_tasks_local.testing import OwnedResultStoreContract
+
+from .conftest import RunScript
+from .elsewhere import OtherProcess
+from .gates import LONG_S, Gate
+from .kept import ALIAS, BACKENDS, find, serve
+from .recovering_tasks import hold_twice, hold_until_asked
+from .stored_tasks import report_in_transaction
+from .tasks import add, hold, own_pid
+
+READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
+SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
 
 
-class TestContract(ResultStoreContract):
+class TestContract(OwnedResultStoreContract):
     @pytest.fixture(autouse=True)
     def _each_database(self, using: str) -> None:
         self._using = using
@@ -17,3 +46,407 @@ class TestContract(ResultStoreContract):
     def make_store(self, options: LocalOptions, /, *, alias: str) -> DatabaseStore:
         options = replace(options, store_options={"USING": self._using})
         return DatabaseStore(options, alias=alias)
+
+    def corrupt(self, result_id: str, column: str, value: str, /) -> bool:
+        rows = StoredResult.objects.using(self._using).filter(result_id=result_id)
+        assert rows.update(**{column: value}) == 1
+        return True
+
+
+def setting_of(using: str, kind: str = "threads", **options: Any) -> dict[str, Any]:
+    """``TASKS`` of an alias whose results are in a database."""
+    return {
+        ALIAS: {
+            "BACKEND": BACKENDS[kind],
+            "OPTIONS": {
+                "STORE": "database",
+                "STORE_OPTIONS": {"USING": using},
+                "MAX_WORKERS": 2,
+                "SHUTDOWN_TIMEOUT": 10.0,
+                **options,
+            },
+        }
+    }
+
+
+def keeping(using: str, **options: Any) -> AbstractContextManager[None]:
+    """The alias `kept` has its results there."""
+    tasks = {**settings.TASKS, **setting_of(using, **options)}
+    return override_settings(TASKS=tasks)
+
+
+@pytest.fixture
+def kept(using: str) -> Iterator[str]:
+    with keeping(using, MAX_WORKERS=1):
+        yield using
+        task_backends[ALIAS].close()  # type: ignore[attr-defined]  # it is ours
+
+
+def elsewhere[R](function: Callable[[], R]) -> R:
+    """What another thread, on another connection, sees."""
+
+    def call() -> R:
+        try:
+            return function()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(call).result(LONG_S)
+
+
+def is_known(result_id: str) -> bool:
+    try:
+        find(result_id)
+    except TaskResultDoesNotExist:
+        return False
+    return True
+
+
+@contextmanager
+def rolled_back(using: str) -> Generator[None]:
+    """A transaction of which nothing stays."""
+    with transaction.atomic(using):
+        yield
+        transaction.set_rollback(True, using)
+
+
+class TestTransactions:
+    def test_what_is_enqueued_begins_when_it_is_committed(self, kept: str) -> None:
+        with transaction.atomic(kept):
+            result = add.using(backend=ALIAS).enqueue(1, 2)
+            assert result.status is READY
+            assert find(result.id).status is READY
+            assert not elsewhere(lambda: is_known(result.id))
+        assert result.wait(LONG_S) == 3
+        assert elsewhere(lambda: find(result.id).return_value) == 3
+
+    def test_what_is_rolled_back_never_was(self, kept: str, gate: Gate) -> None:
+        with rolled_back(kept):
+            result = hold.using(backend=ALIAS).enqueue(gate.port)
+        assert not is_known(result.id)
+        with pytest.raises(TaskResultDoesNotExist):
+            result.wait(LONG_S)
+        assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+        assert gate.is_deserted()
+
+    def test_a_savepoint_alone_can_be_rolled_back(self, kept: str, gate: Gate) -> None:
+        with transaction.atomic(kept):
+            first = add.using(backend=ALIAS).enqueue(1, 2)
+            with rolled_back(kept):
+                second = hold.using(backend=ALIAS).enqueue(gate.port)
+        assert first.wait(LONG_S) == 3
+        assert not is_known(second.id)
+        assert gate.is_deserted()
+
+    def test_many_are_enqueued_together_or_not_at_all(self, kept: str) -> None:
+        calls = [((number, 1), {}) for number in range(250)]
+        with rolled_back(kept):
+            add.using(backend=ALIAS).enqueue_many(calls)
+        with transaction.atomic(kept):
+            results = add.using(backend=ALIAS).enqueue_many(calls)
+        assert [result.wait(LONG_S) for result in results] == [
+            number + 1 for number in range(250)
+        ]
+        assert StoredResult.objects.using(kept).count() == 250
+
+    def test_a_rollback_frees_the_places_in_the_queue(
+        self, using: str, gate: Gate
+    ) -> None:
+        with keeping(using, MAX_WORKERS=1, MAX_PENDING=1):
+            held = hold.using(backend=ALIAS).enqueue(gate.port)
+            gate.next_visitor()
+            for _ in range(3):
+                with rolled_back(using):
+                    add.using(backend=ALIAS).enqueue(1, 2)
+                    with pytest.raises(QueueFull):
+                        add.using(backend=ALIAS).enqueue(1, 2)
+            result = add.using(backend=ALIAS).enqueue(1, 2)
+            gate.open()
+            held.wait(LONG_S)
+            assert result.wait(LONG_S) == 3
+
+    def test_it_is_told_when_it_is_committed(self, kept: str) -> None:
+        told: list[str] = []
+
+        def tell(task_result: "TaskResult[..., Any]", **_: object) -> None:
+            told.append(task_result.id)
+
+        task_enqueued.connect(tell)
+        try:
+            with rolled_back(kept):
+                add.using(backend=ALIAS).enqueue(1, 2)
+            with transaction.atomic(kept):
+                result = add.using(backend=ALIAS).enqueue(1, 2)
+                assert told == []
+            assert told == [result.id]
+        finally:
+            task_enqueued.disconnect(tell)
+        result.join(LONG_S)
+
+    def test_cancelled_before_the_commit_it_never_runs(
+        self, kept: str, gate: Gate
+    ) -> None:
+        with transaction.atomic(kept):
+            result = hold.using(backend=ALIAS).enqueue(gate.port)
+            assert result.cancel()
+        result.join(LONG_S)
+        assert result.errors[0].exception_class_path == path_of(TaskCancelled)
+        assert gate.is_deserted()
+
+    def test_cancelled_in_a_transaction_it_ends_after_the_commit(
+        self, kept: str, gate: Gate, other_gate: Gate
+    ) -> None:
+        held = hold.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor()
+        result = hold.using(backend=ALIAS).enqueue(other_gate.port)
+        with transaction.atomic(kept):
+            assert result.cancel()
+        result.join(LONG_S)
+        assert result.errors[0].exception_class_path == path_of(TaskCancelled)
+        gate.open()
+        held.join(LONG_S)
+        assert other_gate.is_deserted()
+
+    def test_progress_is_seen_while_a_task_is_in_a_transaction(
+        self, kept: str, gate: Gate
+    ) -> None:
+        result = report_in_transaction.using(backend=ALIAS).enqueue(kept, gate.port)
+        visitor = gate.next_visitor()
+        seen = elsewhere(lambda: find(result.id).metadata)
+        # SQLite has one writer: there it is seen when that is committed.
+        assert seen == ({} if kept == "default" else {"step": 1})
+        visitor.let_go()
+        assert result.wait(LONG_S) == 0
+        assert find(result.id).metadata == {"step": 1}
+
+    def test_a_first_enqueue_that_is_rolled_back_leaves_its_owner_alive(
+        self, kept: str, gate: Gate
+    ) -> None:
+        with rolled_back(kept):
+            add.using(backend=ALIAS).enqueue(1, 2)
+        result = hold.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor()
+        databases = {"default": settings_of(kept)}
+        with OtherProcess(Path(), setting_of("default"), databases=databases) as other:
+            other.serve()
+            assert other.enqueue(add, 1, 2)
+        gate.open()
+        assert result.wait(LONG_S) == ""
+
+    @pytest.mark.asyncio
+    async def test_coroutines_enqueue_and_await(self, kept: str) -> None:
+        result = await add.using(backend=ALIAS).aenqueue(1, 2)
+        assert await result == 3
+        # This thread that Django uses for them ends with the loop.
+        await sync_to_async(connections.close_all)()
+
+
+def settings_of(using: str) -> dict[str, Any]:
+    """As another process has to be told of this test database."""
+    connection = connections[using].settings_dict
+    names = ("ENGINE", "NAME", "HOST", "USER")
+    return {name: str(connection[name]) for name in names}
+
+
+@pytest.fixture
+def other(using: str) -> Iterator[OtherProcess]:
+    """Another process with the same database."""
+    databases = {"default": settings_of(using)}
+    setting = setting_of("default", MAX_WORKERS=1)
+    with OtherProcess(Path(), setting, databases=databases) as other:
+        yield other
+
+
+class TestOtherProcesses:
+    def test_their_tasks_are_adopted_when_they_have_died(
+        self, kept: str, other: OtherProcess, gate: Gate
+    ) -> None:
+        lost = other.enqueue(hold, gate.port)
+        gate.next_visitor()
+        again = other.enqueue(hold_twice, gate.port)
+        waiting = other.enqueue_many(own_pid, 3)
+        later = other.enqueue_many(add, 1, 3, 4, in_s=0.5)
+        other.kill()
+        serve()
+        gate.next_visitor().let_go()
+        pids = {find(each).wait(LONG_S) for each in (*waiting, again)}
+        assert other.pid not in pids
+        assert len(pids) == 1
+        assert find(later[0]).wait(LONG_S) == 7
+        with pytest.raises(TaskFailed) as caught:
+            find(lost).wait(LONG_S)
+        assert caught.value.exception_class_path == path_of(WorkerLost)
+
+    def test_living_ones_keep_their_tasks(
+        self, kept: str, other: OtherProcess, gate: Gate
+    ) -> None:
+        held = other.enqueue(hold, gate.port)
+        gate.next_visitor()
+        waiting = other.enqueue(own_pid)
+        mine = own_pid.using(backend=ALIAS).enqueue().wait(LONG_S)
+        assert find(held).status is RUNNING
+        gate.open()
+        assert find(waiting).wait(LONG_S) == other.pid != mine
+
+    def test_their_tasks_can_be_cancelled(
+        self, kept: str, other: OtherProcess, gate: Gate
+    ) -> None:
+        running = find(other.enqueue(hold_until_asked, gate.port))
+        gate.next_visitor()
+        waiting = find(other.enqueue(hold, gate.port))
+        assert waiting.cancel(wait=True)
+        assert running.cancel()
+        gate.open()
+        running.join(LONG_S)
+        for result in (running, waiting):
+            assert result.errors[-1].exception_class_path == path_of(TaskCancelled)
+
+    def test_what_a_process_leaves_at_its_end_is_adopted(
+        self, kept: str, other: OtherProcess, gate: Gate
+    ) -> None:
+        later = other.enqueue_many(add, 1, 3, 4, in_s=3600.0)
+        with other:
+            pass  # it ends
+        assert find(later[0]).status is READY
+        assert find(later[0]).cancel(wait=True)
+
+
+class Broken:
+    """A database whose table of results is away for a while."""
+
+    def __init__(self, using: str) -> None:
+        self._using = using
+        self._table = StoredResult._meta.db_table
+
+    def __enter__(self) -> None:
+        self._rename(self._table, "away")
+
+    def __exit__(self, *_: object) -> None:
+        self._rename("away", self._table)
+
+    def _rename(self, before: str, after: str) -> None:
+        with connections[self._using].schema_editor() as editor:
+            editor.alter_db_table(StoredResult, before, after)
+
+
+class TestFaults:
+    def test_an_enqueue_says_what_is_wrong_and_other_aliases_go_on(
+        self, kept: str
+    ) -> None:
+        message = rf"(?s)Database '{kept}' of DATABASES cannot.*manage\.py migrate"
+        with Broken(kept):
+            with pytest.raises(StoreError, match=message):
+                add.using(backend=ALIAS).enqueue(1, 2)
+            assert add.enqueue(1, 2).wait(LONG_S) == 3
+        assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+
+    def test_an_end_that_could_not_be_saved_is_saved_later(
+        self, kept: str, gate: Gate, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        result = hold.using(backend=ALIAS).enqueue(gate.port, "held")
+        visitor = gate.next_visitor()
+        with Broken(kept):
+            visitor.let_go()
+            assert result.wait(LONG_S) == "held"
+        assert f"failed to save result {result.id} as SUCCESSFUL" in caplog.text
+        assert find(result.id).wait(LONG_S) == "held"
+
+    def test_a_task_whose_start_cannot_be_saved_begins_later(
+        self, kept: str, gate: Gate, other_gate: Gate, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        held = hold.using(backend=ALIAS).enqueue(gate.port)
+        visitor = gate.next_visitor()
+        result = hold.using(backend=ALIAS).enqueue(other_gate.port, "later")
+        with Broken(kept):
+            visitor.let_go()
+            held.join(LONG_S)
+            while f"result {result.id} as RUNNING" not in caplog.text:
+                time.sleep(0.001)
+        other_gate.next_visitor().let_go()
+        assert result.wait(LONG_S) == "later"
+        assert find(result.id).attempts == 1
+
+    def test_a_server_that_is_away_is_named(self, run_script: RunScript) -> None:
+        run_script(
+            """
+            from tests.small_project import TASKS, configure
+            TASKS["default"]["OPTIONS"]["STORE"] = "database"
+            configure(
+                INSTALLED_APPS=["django_tasks_local.stores.database"],
+                DATABASES={
+                    "default": {
+                        "ENGINE": "django.db.backends.postgresql", "NAME": "none",
+                        "HOST": "127.0.0.1", "PORT": 1,
+                    }
+                },
+            )
+            from django_tasks_local.errors import StoreError
+            from tests.small_tasks import double
+            try:
+                double.enqueue(1)
+            except StoreError as err:
+                assert "Database 'default' of DATABASES cannot keep" in str(err)
+                assert "port 1 failed" in str(err)
+            else:
+                raise AssertionError
+            assert double.using(backend="loop").enqueue(2).wait(20) == 4
+            """
+        )
+
+
+class TestLeases:
+    """Owners on machines that cannot see each other's files."""
+
+    @staticmethod
+    def make(using: str, directory: Path, lease_s: float = 0.2) -> Leases:
+        return Leases(using, directory=directory, has_rows=True, lease_s=lease_s)
+
+    def test_an_owner_of_another_machine_lives_as_long_as_it_says_so(
+        self, using: str, tmp_path: Path
+    ) -> None:
+        here, there = (self.make(using, tmp_path / name) for name in ("a", "b"))
+        me, other = new_owner(), new_owner()
+        here.hold(me)
+        there.hold(other)
+        assert here.is_alive(other)
+        assert there.is_alive(me)
+        # The other one does not renew its row; this one does.
+        while here.is_alive(other):
+            here.renew()
+        there.renew()
+        assert here.is_alive(other)
+        here.bury(other)
+        there.release(other)
+        here.release(me)
+
+    def test_nobody_is_declared_dead_after_an_outage_of_the_database(
+        self, using: str, tmp_path: Path
+    ) -> None:
+        here, there = (self.make(using, tmp_path / name) for name in ("a", "b"))
+        me, other = new_owner(), new_owner()
+        there.hold(other)
+        here.hold(me)
+        while here.is_alive(other):
+            here.renew()
+        # Now this one has not been able to renew its own row either.
+        silent_until = time.monotonic() + 0.2
+        while time.monotonic() <= silent_until:
+            assert not here.is_alive(other)
+        here.renew()
+        assert here.is_alive(other)
+        there.release(other)
+        assert not here.is_alive(other)
+        here.release(me)
+
+    def test_an_owner_of_this_machine_is_seen_to_have_died_at_once(
+        self, using: str, tmp_path: Path
+    ) -> None:
+        here, same = (self.make(using, tmp_path, lease_s=60.0) for _ in "ab")
+        owner = new_owner()
+        same.hold(owner)
+        assert here.is_alive(owner)
+        same._files.forget()  # type: ignore[union-attr]  # as when its process ends
+        assert not here.is_alive(owner)
+        here.bury(owner)
+        assert not here.is_alive(owner)

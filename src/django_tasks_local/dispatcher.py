@@ -58,7 +58,7 @@ _ROLLED_BACK = "the transaction in which the task was enqueued was rolled back."
 _NOT_DUE = "Its alias was shut down before the task was due."
 
 # Until a task begins whose start the store has failed to save.
-_PUT_OFF_S = 5.0
+_PUT_OFF_S = 1.0
 
 
 class Dispatcher(WorkerHost):

@@ -1,6 +1,7 @@
 """Who lives among the processes that share a database, of one machine or of several."""
 
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -17,28 +18,34 @@ from ..lock_files import LockFiles
 from .errors import explaining
 from .models import OwnerLease
 
-__all__ = ["Leases", "lock_directory"]
+__all__ = ["Leases", "leases_of"]
 
-_RENEW_S = 10.0
-_LEASE = timedelta(seconds=30)
+_LEASE_S = 30.0
+_RENEWALS = 3  # in that time
 
 
-def lock_directory(using: str, /) -> Path | None:
-    """Where the processes of this machine that use the database find each other.
-
-    Beside a database that is a file. Else a directory of this user's alone, whose name
-    each of its processes knows; None where somebody else has made it.
-    """
+def leases_of(using: str, /) -> "Leases":
+    """The leases of a database's owners."""
     settings = connections[using].settings_dict
-    name = str(settings["NAME"])
-    if connections[using].vendor == "sqlite" and Path(name).is_file():
-        return Path(f"{Path(name).absolute()}-owners")
+    path = Path(str(settings["NAME"]))
+    if connections[using].vendor == "sqlite" and path.is_file():
+        # All who have the file see what is beside it.
+        directory = Path(f"{path.absolute()}-owners")
+        return Leases(using, directory=directory, has_rows=False)
+    return Leases(using, directory=_own_directory(), has_rows=True)
+
+
+def _own_directory() -> Path | None:
+    """One that all of this user's processes know; None where others could meddle."""
     user = os.getuid()
     directory = Path(tempfile.gettempdir()) / f"django-tasks-local-{user}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()
-    is_ours = status.st_uid == user and status.st_mode & 0o077 == 0
-    return directory if is_ours and not directory.is_symlink() else None
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.lstat()
+    except OSError:
+        return None
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == user
+    return directory if is_ours and not status.st_mode & 0o022 else None
 
 
 class Leases:
@@ -51,15 +58,23 @@ class Leases:
     reached the database for as long: after an outage everybody's rows are old.
     """
 
-    def __init__(self, using: str, /) -> None:
+    def __init__(
+        self,
+        using: str,
+        /,
+        *,
+        directory: Path | None,
+        has_rows: bool,
+        lease_s: float = _LEASE_S,
+    ) -> None:
+        """`directory`: of the files; `has_rows`: there may be other directories."""
         self._using = using
-        directory = lock_directory(using)
         self._files = None if directory is None else LockFiles(directory)
-        # One machine's processes all see the files beside a database that is a file.
-        self._has_rows = connections[using].vendor != "sqlite" or directory is None
+        self._has_rows = has_rows
+        self._lease_s = lease_s
         self._lock = threading.Lock()
         self._held: set[str] = set()
-        self._watching_since_s = self._seen_at_s = -_LEASE.total_seconds()
+        self._watching_since_s = self._seen_at_s = -lease_s
 
     def hold(self, owner: str, /) -> None:
         if self._files is not None:
@@ -76,7 +91,7 @@ class Leases:
             held = list(self._held)
         for owner in held:
             self._apart(partial(self._renew_row, owner))
-        return _RENEW_S
+        return self._lease_s / _RENEWALS
 
     def is_alive(self, owner: str, /) -> bool:
         with self._lock:
@@ -88,9 +103,10 @@ class Leases:
             rows = OwnerLease.objects.using(self._using).filter(owner=owner)
             if not rows.exists():  # it has released its tasks
                 return False
-            if time.monotonic() - self._watching_since_s < _LEASE.total_seconds():
+            if time.monotonic() - self._watching_since_s < self._lease_s:
                 return True  # nobody could have renewed it, for all that is known
-            return not rows.filter(renewed_at__lt=Now() - _LEASE).exists()
+            lease = timedelta(seconds=self._lease_s)
+            return not rows.filter(renewed_at__lt=Now() - lease).exists()
 
     def release(self, owner: str, /) -> None:
         with self._lock:
@@ -113,7 +129,7 @@ class Leases:
         if not rows.filter(owner=owner).update(renewed_at=Now()):
             rows.create(owner=owner)
         now_s = time.monotonic()
-        if now_s - self._seen_at_s > _LEASE.total_seconds():
+        if now_s - self._seen_at_s > self._lease_s:
             self._watching_since_s = now_s
         self._seen_at_s = now_s
 

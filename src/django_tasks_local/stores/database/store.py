@@ -14,7 +14,7 @@ from ...options import LocalOptions
 from ...records import Record, Timestamp
 from ..rows import record_of_row
 from .errors import explaining
-from .leases import Leases
+from .leases import Leases, leases_of
 from .models import StoredResult, UnreadableResult
 from .saves import GroupedSaves
 from .statements import FIELDS, insert, update
@@ -31,9 +31,8 @@ class DatabaseStore:
     ``STORE_OPTIONS``: ``USING``, an alias of ``DATABASES`` (``"default"``).
 
     An enqueue is part of the transaction that it is made in. What happens to a task
-    later is not, except on SQLite, where no other connection could write meanwhile, and
-    for a task that was enqueued in the very same transaction. Methods raise StoreError
-    where the database cannot be used, and try again at the next call.
+    later is not, except on SQLite, where nobody else could write meanwhile. Methods
+    raise StoreError where the database cannot be used, and try again at the next call.
     """
 
     option_names: ClassVar[Sequence[str]] = ("USING",)
@@ -59,7 +58,7 @@ class DatabaseStore:
     def ownership(self) -> Leases:
         """Who lives, of this machine and of others."""
         if self._ownership is None:
-            self._ownership = Leases(self._using)
+            self._ownership = leases_of(self._using)
         return self._ownership
 
     @property
@@ -80,8 +79,9 @@ class DatabaseStore:
                         insert(self._using, records)
             except IntegrityError as err:
                 raise ValueError("One of these ids is there already.") from err
+        added = _Added({record.id for record in records}, on_visible)
         # At once where there is no transaction.
-        transaction.on_commit(on_visible, using=self._using)
+        transaction.on_commit(added, using=self._using)
 
     def get(self, ids: Iterable[str], /) -> Mapping[str, Record]:
         """See `ResultStore`."""
@@ -104,16 +104,16 @@ class DatabaseStore:
             return []
         if not self.is_in_transaction:
             return self._saves.save(records)
-        if connections[self._using].vendor == "sqlite":
-            return self._save(records)
-        saved = list(self._saves.save(records))
-        if not all(saved):
-            # They may have been added in this very transaction.
-            left = [number for number, is_saved in enumerate(saved) if not is_saved]
-            again = self._save([records[number] for number in left])
-            for number, is_saved in zip(left, again, strict=True):
-                saved[number] = is_saved
-        return saved
+        # On SQLite nobody else could write meanwhile; and nobody else sees what was
+        # added in this very transaction.
+        added = self._added_in_transaction()
+        is_alone = connections[self._using].vendor == "sqlite"
+        return [
+            (self._save if is_alone or record.id in added else self._saves.save)(
+                [record]
+            )[0]
+            for record in records
+        ]
 
     def unfinished(self) -> Iterator[Record]:
         """See `ResultStore`."""
@@ -192,6 +192,16 @@ class DatabaseStore:
     @property
     def _mine(self) -> QuerySet[StoredResult]:
         return self._objects.filter(alias=self._alias)
+
+    def _added_in_transaction(self) -> set[str]:
+        """The ids of what this thread has added in the transaction that it is in."""
+        waiting = (each[1] for each in connections[self._using].run_on_commit)
+        return {
+            result_id
+            for added in waiting
+            if isinstance(added, _Added)
+            for result_id in added.ids
+        }
 
     # Saving, on this thread's connection.
 
@@ -280,3 +290,16 @@ class DatabaseStore:
             self._using,
             reason,
         )
+
+
+class _Added:
+    """Told when what was added is committed; let go of where it is rolled back."""
+
+    __slots__ = ("_on_visible", "ids")
+
+    def __init__(self, ids: set[str], on_visible: Callable[[], None]) -> None:
+        self.ids = ids
+        self._on_visible = on_visible
+
+    def __call__(self) -> None:
+        self._on_visible()
