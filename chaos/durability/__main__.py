@@ -7,6 +7,9 @@ import random
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m chaos.durability")
     parser.add_argument("--rounds", type=int, default=100, metavar="NUMBER")
+    parser.add_argument(
+        "--backend", choices=["threads", "processes", "loop"], default="threads"
+    )
     parser.add_argument("--store", choices=["sqlite", "database"], default="sqlite")
     parser.add_argument(
         "--database",
@@ -32,7 +35,10 @@ def main() -> None:
     from .project import project
 
     with project(
-        store=options.store, database=options.database, durability=options.durability
+        backend=options.backend,
+        store=options.store,
+        database=options.database,
+        durability=options.durability,
     ) as directory:
         from .run import run  # once the project is set up
 

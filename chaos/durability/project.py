@@ -15,7 +15,9 @@ ENVIRON = "CHAOS_DURABILITY"
 
 
 @contextmanager
-def project(*, store: str, database: str, durability: str) -> Generator[Path]:
+def project(
+    *, backend: str, store: str, database: str, durability: str
+) -> Generator[Path]:
     """Set Django up, for this process and those that it starts; its directory."""
     is_on_postgresql = store == "database" and database == "postgresql"
     with (
@@ -24,6 +26,7 @@ def project(*, store: str, database: str, durability: str) -> Generator[Path]:
     ):
         given = {
             "directory": directory,
+            "backend": backend,
             "store": store,
             "durability": durability,
             "postgresql": name,

@@ -18,14 +18,13 @@ from ..watchdog import Watchdog
 from .books import Books
 from .clients import Clients
 from .server import listening, running
-from .settings import LEDGER
+from .settings import LEDGER, LONGEST_LIFE_S
 
 __all__ = ["run"]
 
 # One server in so many is killed at a moment of its start.
 _EARLY_EVERY = 4
 _LONGEST_START_S = 0.8
-_LONGEST_LIFE_S = 0.5
 _FINISH_S = 120.0
 _FINISH = [sys.executable, "-m", "django", "local_tasks", "run", "--until-empty"]
 _SHOWN = 20
@@ -77,7 +76,7 @@ def _kill_servers(
                     time.sleep(chance.uniform(0.0, _LONGEST_START_S))
                 else:
                     clients.first.ask()
-                    time.sleep(chance.uniform(0.0, _LONGEST_LIFE_S))
+                    time.sleep(chance.uniform(0.0, LONGEST_LIFE_S))
                 killed |= server.kill()
         with running(listener, log=log) as server:
             clients.first.ask()

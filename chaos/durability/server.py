@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..processes import children_of
+from tests.leftovers import descendants
 
 __all__ = ["Server", "listening", "running"]
 
@@ -39,7 +39,7 @@ class Server:
 
     def kill(self) -> set[int]:
         """End it at once; which processes that were."""
-        pids = {self._process.pid, *children_of(self._process.pid)}
+        pids = {self._process.pid, *descendants(self._process.pid)}
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         return pids

@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from django_tasks_local import TasksSetting
-
 from .project import ENVIRON
 
 _given: dict[str, str] = json.loads(os.environ[ENVIRON])
@@ -14,6 +12,8 @@ _directory = Path(_given["directory"])
 
 LEDGER = _directory / "ledger"
 """Where each attempt of a task leaves its lines."""
+LONGEST_LIFE_S = 2.0 if _given["backend"] == "processes" else 0.5
+"""After how many seconds a server is killed: worker processes take long to begin."""
 SQLITE_FILES: list[Path] = []
 """What SQLite can be asked about."""
 
@@ -53,11 +53,16 @@ else:
             },
         }
 
-TASKS: TasksSetting = {
+_BACKENDS = {
+    "threads": "django_tasks_local.ThreadPoolBackend",
+    "processes": "django_tasks_local.ProcessPoolBackend",
+    "loop": "django_tasks_local.EventLoopBackend",
+}
+TASKS: dict[str, dict[str, Any]] = {
     "default": {
-        "BACKEND": "django_tasks_local.ThreadPoolBackend",
+        "BACKEND": _BACKENDS[_given["backend"]],
         "OPTIONS": {
-            "MAX_WORKERS": 6,
+            "MAX_WORKERS": 2 if _given["backend"] == "processes" else 6,
             "SHUTDOWN_TIMEOUT": 60.0,
             "STORE": _given["store"],
             "STORE_OPTIONS": _store_options,
