@@ -20,6 +20,10 @@ DATABASES = {
     **SERVERS,
 }
 INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
     "django.contrib.sessions",
     "django_tasks_local",
     "django_tasks_local.stores.database",

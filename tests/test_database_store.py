@@ -69,7 +69,7 @@ def setting_of(using: str, kind: str = "threads", **options: Any) -> dict[str, A
     }
 
 
-def keeping(using: str, **options: Any) -> AbstractContextManager[None]:
+def keeping(using: str, **options: Any) -> AbstractContextManager[object]:
     """The alias `kept` has its results there."""
     tasks = {**settings.TASKS, **setting_of(using, **options)}
     return override_settings(TASKS=tasks)
@@ -140,7 +140,7 @@ class TestTransactions:
         assert gate.is_deserted()
 
     def test_many_are_enqueued_together_or_not_at_all(self, kept: str) -> None:
-        calls = [((number, 1), {}) for number in range(250)]
+        calls: list[Any] = [((number, 1), {}) for number in range(250)]
         with rolled_back(kept):
             add.using(backend=ALIAS).enqueue_many(calls)
         with transaction.atomic(kept):

@@ -41,6 +41,7 @@ from .state import (
     settings_generation,
     shutdown_executor,
 )
+from .task_registry import check_that_it_is_there
 from .tasks import (
     LocalTask,
     arguments_text,
@@ -191,6 +192,7 @@ class FuturesBackend(BaseTaskBackend):
             task.run_after is None or is_aware(task.run_after) or not settings.USE_TZ
         ):
             return
+        check_that_it_is_there(task)
         self.validate_task(task)
         if type(self).validate_task is FuturesBackend.validate_task:
             if len(known) >= _VALID_TASKS_AT_MOST:

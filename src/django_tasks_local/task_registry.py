@@ -17,6 +17,7 @@ from .records import NO_METADATA, Record, TaskSpec, Timestamp
 from .times import to_datetime
 
 __all__ = [
+    "check_that_it_is_there",
     "find_backoff",
     "find_function",
     "find_stored_task",
@@ -147,21 +148,32 @@ def stand_in(spec: TaskSpec, alias: str, /) -> "Task[..., Any]":
 
     The `alias` is that of its result.
     """
-
-    def vanished(*args: object, **kwargs: object) -> None:
-        raise InvalidTask(f"There is no task {spec.path!r} any more.")
-
-    module, _, name = spec.path.rpartition(".")
-    vanished.__module__, vanished.__qualname__ = module, name
     backend = spec.backend if spec.backend in task_backends else alias
     return task_backends[backend].task_class(
         priority=spec.priority,
-        func=vanished,
+        func=_Vanished(spec.path),
         backend=backend,
         queue_name=spec.queue_name,
         run_after=None,
         takes_context=spec.takes_context,
     )
+
+
+def check_that_it_is_there(task: "Task[..., Any]", /) -> None:
+    """Raise InvalidTask where a task only stands for one that has vanished."""
+    if isinstance(task.func, _Vanished):
+        task.func()
+
+
+class _Vanished:
+    """In the place of the function that was at a path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.__module__, _, self.__qualname__ = path.rpartition(".")
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        raise InvalidTask(f"There is no task {self._path!r} any more.")
 
 
 def _replace(task: "Task[..., Any]", **options: Any) -> "Task[..., Any]":
