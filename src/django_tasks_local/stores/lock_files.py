@@ -29,12 +29,20 @@ class LockFiles:
 
     def hold(self, owner: str, /) -> None:
         path = self._path(owner)
+        with self._lock:
+            if owner in self._held:  # Ctrl-C came before that could be noted
+                return
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._directory.mkdir(mode=0o700, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with self._lock:
+                    self._held[owner] = file
             except BaseException:
+                with self._lock:
+                    self._held.pop(owner, None)
+                self.bury(owner)
                 os.close(file)
                 raise
         except OSError as err:
@@ -42,8 +50,6 @@ class LockFiles:
                 f"{path} cannot be made and locked, by which other processes see that "
                 f"this one lives: {err}"
             ) from err
-        with self._lock:
-            self._held[owner] = file
 
     def renew(self) -> float | None:
         return None
@@ -66,6 +72,10 @@ class LockFiles:
         finally:
             os.close(file)
         return False
+
+    def knows(self, owner: str, /) -> bool:
+        """Whether its file is here, so that `is_alive` is certain either way."""
+        return self._path(owner).exists()
 
     def release(self, owner: str, /) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, override
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -156,7 +156,7 @@ class SqliteStore:
             schema_version=_SCHEMA_VERSION,
             synchronous=_SYNCHRONOUS[str(given.get("DURABILITY", "normal"))],
         )
-        self._ownership = LockFiles(Path(f"{self._path}-owners"))
+        self._ownership = _Owners(self._file)
 
     @staticmethod
     def find_wrong_options(given: Mapping[str, object], /) -> Iterator[tuple[str, str]]:
@@ -326,6 +326,19 @@ class SqliteStore:
                 row[1],
                 reason,
             )
+
+
+class _Owners(LockFiles):
+    """Those of a file that can be used."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        super().__init__(Path(f"{file.path}-owners"))
+        self._file = file
+
+    @override
+    def hold(self, owner: str, /) -> None:
+        self._file.version()  # or it says what is wrong with the file
+        super().hold(owner)
 
 
 def _path_of(given: object, *, alias: str) -> Path:

@@ -8,12 +8,13 @@ What SQLite promises, and asks for in turn, stands on its pages on
 
 import os
 import sqlite3
-import tempfile
+import stat
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -24,6 +25,7 @@ __all__ = ["SqliteFile"]
 
 _APPLICATION_ID = 0x44544C33  # "DTL3"
 _BUSY_S = 30.0
+_BUSY_PAUSE_S = 0.01
 _WAL_BYTES = 16 * 1024 * 1024  # left to the file when it has all been taken over
 
 
@@ -41,14 +43,15 @@ class SqliteFile:
         self._schema = schema
         self._schema_version = schema_version
         self._synchronous = synchronous
-        self._waiting = deque[_Write]()
+        self._waiting: deque[_Write] = deque()
         self._make_locks()
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
-        self._observer: sqlite3.Connection | None = None
+        self._writer: _Connection | None = None
+        self._reader: _Connection | None = None
+        self._observer: _Connection | None = None
+        self._observers = 0
         self._is_closed = False
-        self._held: list[threading.Lock] = []
-        _all_files.add(self)
+        self._is_lost = False
+        _all_files[id(self)] = self
 
     def write[R](
         self,
@@ -64,49 +67,51 @@ class SqliteFile:
         just then. Raises what both raise, and StoreError.
         """
         write = _Write(work)
-        self._waiting.append(write)
         interruption = None
         try:
+            self._waiting.append(write)
             with self._writing:
                 if not write.is_done:
                     self._write_all()
+            error = write.error
         except BaseException as err:  # Ctrl-C
-            with suppress(ValueError):
-                self._waiting.remove(write)  # so nobody will do it
+            if self._take_back(write):
                 raise
-            with self._writing:  # so whoever did it has done it
-                interruption = err
-        if write.error is not None:
-            raise write.error
+            interruption = err
+            error = write.error
+        # From here on to `then` nothing is called, so that no Ctrl-C comes.
+        if error is not None:
+            if isinstance(error, StoreError):  # others get it too
+                raise StoreError(str(error)) from error.__cause__
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"{self.path}: {_explain(error)}") from error
+            raise error
         if then is not None:
             then()
         if interruption is not None:
             raise interruption
-        return cast("R", write.result)
+        return cast("R", write.result)  # `work`'s
 
     def read(self, query: str, *parameters: object) -> list[tuple[object, ...]]:
         """The rows of a query. Raises StoreError."""
         with self._reading, self._explaining():
-            db = self._reader = self._reader or self._open()
+            db = self._reader = self._usable(self._reader)
             try:
-                return db.execute(query, parameters).fetchall()
-            except sqlite3.OperationalError as err:
-                if "decode" not in str(err):
-                    raise
-                # Somebody has put other bytes in the place of a text. Who reads the
-                # rows sees in which.
-                db.text_factory = _text_or_bytes
-                try:
-                    return db.execute(query, parameters).fetchall()
-                finally:
-                    db.text_factory = str
+                return _rows(db, query, parameters)
+            except sqlite3.Error:
+                self._reader = None
+                _close(db)
+                raise
 
     def version(self) -> int:
         """Another number once anybody has written. Raises StoreError."""
         with self._observing, self._explaining():
-            db = self._observer = self._observer or self._open()
-            (number,) = db.execute("PRAGMA data_version").fetchone()
-            return int(number)
+            before, self._observer = self._observer, self._usable(self._observer)
+            if self._observer is not before:
+                self._observers += 1
+            (number,) = self._observer.execute("PRAGMA data_version").fetchone()
+            # The number says nothing to those who have seen another connection's.
+            return (self._observers << 32) + int(number)
 
     def close(self) -> None:
         """Close it for good. A second call does nothing."""
@@ -114,45 +119,86 @@ class SqliteFile:
             self._is_closed = True
             self._close_connections()
 
-    # Writing in turn.
+    # Writing in turn. Ctrl-C may come between any two lines of it: then what has been
+    # committed is done, and all else waits again.
 
     def _write_all(self) -> None:
         """Do what waits, of whatever thread (the one whose turn it is)."""
-        batch: list[_Write] = []
+        batch = _Batch()
         db = None
         try:
-            with self._explaining():
-                db = self._writer = self._writer or self._open()
-                while self._waiting:
-                    batch.append(self._waiting.popleft())
-                db.execute("BEGIN IMMEDIATE")
-                for write in batch:
-                    write.do(db, is_alone=len(batch) == 1)
-                db.execute("COMMIT")
-        except StoreError as err:
-            self._close_writer()
-            # Those too that could not even be taken.
-            batch += [self._waiting.popleft() for _ in range(len(self._waiting))]
-            for write in batch:
-                write.error = err
-        except BaseException:  # Ctrl-C
-            if db is None or db.in_transaction or not all(map(_has_run, batch)):
+            try:
+                with self._explaining():
+                    db = self._writer = self._usable(self._writer)
+                    batch.take(self._waiting)
+                    db.execute("BEGIN IMMEDIATE")
+                    for write in batch.writes:
+                        write.do(db, is_alone=len(batch.writes) == 1)
+                    batch.has_run = True
+                    try:
+                        db.execute("COMMIT")
+                    except sqlite3.Error:
+                        batch.has_run = False
+                        raise
+            except StoreError as err:
+                self._close_writer()
+                # For those too that could not even be taken.
+                batch.take(self._waiting)
+                batch.error = err
+            batch.is_done = True
+        except BaseException:
+            if batch.has_run and db is not None and not db.in_transaction:
+                batch.is_done = True
+            else:
                 self._close_writer()  # which rolls it back
-                self._waiting.extendleft(reversed(batch))  # for the next one
-                raise
-        for write in batch:
-            write.is_done = True
+                self._waiting.extendleft(reversed(batch.writes))
+            raise
+
+    def _take_back(self, write: "_Write") -> bool:
+        """Whether nobody has done it, nor will."""
+        with suppress(ValueError):
+            self._waiting.remove(write)
+            return True
+        with self._writing:  # whoever has taken it is through with it
+            if write.is_done:
+                return False
+            with suppress(ValueError):  # it was put back, or has never waited
+                self._waiting.remove(write)
+            return True
 
     # Its connections.
 
-    def _open(self) -> sqlite3.Connection:
+    def _usable(self, db: "_Connection | None") -> "_Connection":
+        """The connection, or a new one where the file is not the same any more."""
+        if db is not None and db.identity == _identity(self.path):
+            return db
+        _close(db)
+        return self._open()
+
+    def _open(self) -> "_Connection":
         if self._is_closed:
             raise StoreError(f"The store in {self.path} was closed.")
-        if not self.path.exists():
-            self._make()
-        db = self._connect(self.path)
+        if self._is_lost:
+            raise StoreError(
+                f"{self.path} cannot be used in this process, which was forked while "
+                f"its parent had been using it for {_BUSY_S:.0f} seconds."
+            )
+        identity = self._make()
+        db = sqlite3.connect(
+            # `_make` makes it, or nobody does.
+            f"file://{quote(os.fsencode(self.path))}?mode=rw",
+            uri=True,
+            timeout=_BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
+            factory=_Connection,
+        )
         try:
+            db.identity = identity
+            self._fill(db)
             self._check(db)
+            self._share(db)
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         except BaseException:
@@ -160,19 +206,37 @@ class SqliteFile:
             raise
         return db
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        return sqlite3.connect(
-            # It is made by `_make`, or not at all.
-            f"file:{quote(str(path))}?mode=rw",
-            uri=True,
-            timeout=_BUSY_S,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=64,
-        )
+    def _make(self) -> "_Identity | None":
+        """See to it that there is a file: an empty one, for its user alone."""
+        identity = _identity(self.path)
+        if identity is not None:
+            return identity
+        try:
+            # Not by `open`: whoever closes a file loses SQLite's locks of it.
+            os.mknod(self.path, 0o600 | stat.S_IFREG)
+        except FileExistsError:
+            pass  # another was faster
+        except OSError as err:
+            raise StoreError(
+                f"{self.path} cannot be made: {err.strerror}. Its directory has to be "
+                "there, and to be writable."
+            ) from err
+        return _identity(self.path)
+
+    def _fill(self, db: sqlite3.Connection) -> None:
+        """Make the tables in an empty file, unless another is faster."""
+        if not _is_empty(db):
+            return
+        db.execute("BEGIN IMMEDIATE")
+        if _is_empty(db):
+            for statement in self._schema.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {self._schema_version}")
+        db.execute("COMMIT")
 
     def _check(self, db: sqlite3.Connection) -> None:
-        """Whether it is a file of ours, of this version, and can be shared."""
+        """Whether it is a file of ours, and of this version."""
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
         if application_id != _APPLICATION_ID:
             raise StoreError(
@@ -187,41 +251,26 @@ class SqliteFile:
                 "Install that version again, or name another file in "
                 "STORE_OPTIONS['PATH']."
             )
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+
+    def _share(self, db: sqlite3.Connection) -> None:
+        """Have all use WAL, from the first one on."""
+        until_s = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as err:
+                # For another one who opens the new file, SQLite does not wait here.
+                if err.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(_BUSY_PAUSE_S)
+            else:
+                break
         if mode != "wal":
             raise StoreError(
-                f"{self.path} lies on a file system that processes cannot share it on "
-                f"(SQLite's journal mode stays {mode!r} instead of 'wal'), as network "
-                "file systems are. Name a file on a local disk in "
-                "STORE_OPTIONS['PATH']."
+                f"{self.path}: {_UNSHARED} (SQLite's journal mode stays {mode!r})."
             )
-
-    def _make(self) -> None:
-        """Make the file, complete and for its user alone, unless another is faster."""
-        directory = self.path.parent
-        try:
-            number, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=directory)
-        except OSError as err:
-            raise StoreError(
-                f"{self.path} cannot be made: {err.strerror}. Its directory has to be "
-                "there, and to be writable."
-            ) from err
-        os.close(number)
-        new = Path(name)
-        try:
-            with closing(self._connect(new)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(f"BEGIN; {self._schema}; COMMIT")
-                db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {self._schema_version}")
-            with suppress(FileExistsError):
-                os.link(new, self.path)
-        except OSError as err:
-            raise StoreError(f"{self.path} cannot be made: {err.strerror}.") from err
-        finally:
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(OSError):
-                    os.unlink(f"{new}{suffix}")
 
     @contextmanager
     def _explaining(self) -> Generator[None]:
@@ -247,42 +296,96 @@ class SqliteFile:
 
     # Around a fork.
 
-    def before_fork(self) -> None:
-        """Have nothing open, and nobody who opens it."""
-        self._held = [
-            lock
-            for lock in (self._writing, self._reading, self._observing)
-            if lock.acquire(timeout=_BUSY_S)
-        ]
-        if len(self._held) == 3:
-            self._close_connections()
-
-    def after_fork_in_parent(self) -> None:
-        """Go on as before."""
-        for lock in self._held:
-            lock.release()
+    def before_fork(self, held: list[threading.Lock]) -> None:
+        """Have nothing open, and nobody who opens it; adds the locks that are held."""
+        for lock in (self._writing, self._reading, self._observing):
+            if not lock.acquire(timeout=_BUSY_S):
+                return
+            held.append(lock)
+        self._close_connections()
 
     def after_fork_in_child(self) -> None:
         """Begin anew, without the threads that have waited."""
-        self._waiting.clear()
+        self._waiting = deque()
         self._make_locks()
+        if self._writer or self._reader or self._observer:
+            # They are the parent's. To close them could take its locks away, and what
+            # SQLite knows of the file is wrong here.
+            _parents.extend((self._writer, self._reader, self._observer))
+            self._writer = self._reader = self._observer = None
+            self._is_lost = True
+
+
+class _Connection(sqlite3.Connection):
+    identity: "_Identity | None" = None
+    """Of the file that it has opened."""
+
+
+type _Identity = tuple[int, int]
+
+
+def _identity(path: Path) -> _Identity | None:
+    """What changes when another file takes its place; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    """Whether nobody has ever put anything into the file."""
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return (tables, application_id, version) == (0, 0, 0)
+
+
+class _Batch:
+    """What is written in one transaction."""
+
+    __slots__ = ("error", "has_run", "is_done", "writes")
+
+    def __init__(self) -> None:
+        self.writes: list[_Write] = []
+        self.error: StoreError | None = None
+        self.has_run = False
+        self.is_done = False
+
+    def take(self, waiting: "deque[_Write]") -> None:
+        """Take all that wait."""
+        with suppress(IndexError):
+            # In one call, within which no Ctrl-C comes: or one could be lost.
+            self.writes.extend(iter(waiting.popleft, None))
+        for write in self.writes:
+            write.batch = self
 
 
 class _Write:
     """What a thread wants written."""
 
-    __slots__ = ("_work", "error", "has_run", "is_done", "result")
+    __slots__ = ("_error", "_work", "batch", "result")
 
     def __init__(self, work: Callable[[sqlite3.Connection], object]) -> None:
         self._work = work
+        self._error: Exception | None = None
+        self.batch: _Batch | None = None
         self.result: object = None
-        self.error: Exception | None = None
-        self.has_run = False
-        self.is_done = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is in the file, or has failed."""
+        return self.batch is not None and self.batch.is_done
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it has failed."""
+        batch_error = None if self.batch is None else self.batch.error
+        return batch_error or self._error
 
     def do(self, db: sqlite3.Connection, *, is_alone: bool) -> None:
         """Do it, within a transaction; what goes wrong with it alone is its own."""
-        self.error = None
+        self._error = None
         if not is_alone:
             db.execute("SAVEPOINT one")
         try:
@@ -290,23 +393,35 @@ class _Write:
         except Exception as err:
             if type(err) in (sqlite3.OperationalError, sqlite3.DatabaseError):
                 raise  # the file's, or the disk's
-            self.error = err
+            self._error = err
             db.execute("ROLLBACK" if is_alone else "ROLLBACK TO one")
             if is_alone:
                 db.execute("BEGIN")
         if not is_alone:
             db.execute("RELEASE one")
-        self.has_run = True
-
-
-def _has_run(write: _Write) -> bool:
-    return write.has_run
 
 
 def _close(db: sqlite3.Connection | None) -> None:
     if db is not None:
         with suppress(sqlite3.Error):
             db.close()
+
+
+def _rows(
+    db: sqlite3.Connection, query: str, parameters: tuple[object, ...]
+) -> list[tuple[object, ...]]:
+    try:
+        return db.execute(query, parameters).fetchall()
+    except sqlite3.OperationalError as err:
+        if "decode" not in str(err):
+            raise
+        # Somebody has put other bytes in the place of a text. Who reads the rows sees
+        # in which.
+        db.text_factory = _text_or_bytes
+        try:
+            return db.execute(query, parameters).fetchall()
+        finally:
+            db.text_factory = str
 
 
 def _text_or_bytes(data: bytes) -> str | bytes:
@@ -316,7 +431,11 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
-# By SQLite's primary result codes.
+_UNSHARED = (
+    "it lies on a file system on which processes cannot share it, as network file "
+    "systems are. Name a file on a local disk in STORE_OPTIONS['PATH']"
+)
+# By SQLite's result codes, the primary ones or those that say more.
 _EXPLANATIONS = {
     sqlite3.SQLITE_FULL: "its disk is full",
     sqlite3.SQLITE_READONLY: "it cannot be written: the file, its directory or its "
@@ -324,42 +443,67 @@ _EXPLANATIONS = {
     sqlite3.SQLITE_PERM: "it cannot be read: this process may not",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened: this process has to be able to "
     "read and write the file and its directory",
-    sqlite3.SQLITE_CORRUPT: "it is damaged. Move it away, and a new one is made; the "
-    "sqlite3 program's '.recover' may save what was in it",
+    sqlite3.SQLITE_CORRUPT: "it is damaged. Move it away, with the files '-wal' and "
+    "'-shm' beside it, and a new one is made; the sqlite3 program's '.recover' may "
+    "save what was in it",
     sqlite3.SQLITE_NOTADB: "it is no SQLite database. Name another file in "
     "STORE_OPTIONS['PATH']",
     sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_BUSY_S:.0f} "
     "seconds",
+    sqlite3.SQLITE_TOOBIG: "what was to be kept in it is too large",
     sqlite3.SQLITE_IOERR: "its disk cannot be read or written",
-    sqlite3.SQLITE_PROTOCOL: "its file system cannot lock it, as network file systems "
-    "cannot",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "its disk cannot be written, or is full",
+    **dict.fromkeys(
+        (
+            sqlite3.SQLITE_PROTOCOL,
+            sqlite3.SQLITE_IOERR_LOCK,
+            sqlite3.SQLITE_IOERR_RDLOCK,
+            sqlite3.SQLITE_IOERR_UNLOCK,
+            sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+            sqlite3.SQLITE_IOERR_SHMOPEN,
+            sqlite3.SQLITE_IOERR_SHMMAP,
+            sqlite3.SQLITE_IOERR_SHMLOCK,
+        ),
+        _UNSHARED,
+    ),
 }
 
 
 def _explain(err: sqlite3.Error) -> str:
-    code = getattr(err, "sqlite_errorcode", 0) & 0xFF
-    explanation = _EXPLANATIONS.get(code)
+    code = getattr(err, "sqlite_errorcode", 0)
+    explanation = _EXPLANATIONS.get(code) or _EXPLANATIONS.get(code & 0xFF)
     return f"{explanation} ({err})." if explanation else f"{err}."
 
 
-_all_files = weakref.WeakSet[SqliteFile]()
-_forking: list[SqliteFile] = []
+# By their ids: of these the references can be listed while another thread adds one.
+_all_files = weakref.WeakValueDictionary[int, SqliteFile]()
+# Of the threads that are forking: what they hold.
+_forking: dict[int, list[threading.Lock]] = {}
+# Connections that nobody here may touch.
+_parents: list[_Connection | None] = []
+
+
+def _files() -> list[SqliteFile]:
+    found = [reference() for reference in _all_files.valuerefs()]
+    # In one order, so that two who fork at once do not wait for each other.
+    return sorted((file for file in found if file is not None), key=id)
 
 
 def _before_fork() -> None:
-    _forking.extend(_all_files)
-    for file in _forking:
-        file.before_fork()
+    held = _forking[threading.get_ident()] = []
+    for file in _files():
+        file.before_fork(held)
 
 
 def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop().after_fork_in_parent()
+    for lock in _forking.pop(threading.get_ident(), ()):
+        lock.release()
 
 
 def _after_fork_in_child() -> None:
-    while _forking:
-        _forking.pop().after_fork_in_child()
+    _forking.clear()
+    for file in _files():
+        file.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

@@ -1,0 +1,958 @@
+"""The sqlite store's file: what can be wrong with it, and what it lives through."""
+
+import contextlib
+import dis
+import inspect
+import itertools
+import json
+import linecache
+import os
+import random
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import pytest
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.test import override_settings
+
+from django_tasks_local.errors import StoreError
+from django_tasks_local.identity import new_owner
+from django_tasks_local.options import LocalOptions
+from django_tasks_local.records import Record
+from django_tasks_local.state import shutdown_executor
+from django_tasks_local.stores import sqlite_file
+from django_tasks_local.stores.lock_files import LockFiles
+from django_tasks_local.stores.sqlite import SqliteStore
+from django_tasks_local.stores.sqlite_file import SqliteFile
+from django_tasks_local.testing import contract
+from django_tasks_local.testing.contract import in_threads, options_for
+from django_tasks_local.testing.records import (
+    do_nothing,
+    ready_record,
+)
+
+from .conftest import RunScript
+from .gates import LONG_S
+from .kept import ALIAS, THREADS, find, setting_of, sharing
+from .tasks import add, echo
+
+NAME = "results.sqlite3"
+READY = TaskResultStatus.READY
+DAMAGED = (
+    "it is damaged. Move it away, with the files '-wal' and '-shm' beside it, and a "
+    "new one is made; the sqlite3 program's '.recover' may save what was in it "
+    "(database disk image is malformed)."
+)
+FOREIGN = (
+    "was not made by django-tasks-local, which leaves it as it is. Name another file "
+    "in STORE_OPTIONS['PATH'], or remove this one."
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / NAME
+
+
+def options_of(path: Path, **store_options: object) -> LocalOptions:
+    given = {"PATH": path, **store_options}
+    return replace(options_for(store=SqliteStore), store_options=given)
+
+
+@contextmanager
+def stores_of(
+    path: Path, count: int = 1, *, alias: str = contract.ALIAS
+) -> Generator[list[SqliteStore]]:
+    """As many stores of the alias, which share the file."""
+    stores = [SqliteStore(options_of(path), alias=alias) for _ in range(count)]
+    try:
+        yield stores
+    finally:
+        for store in stores:
+            store.close()
+
+
+@contextmanager
+def opened(path: Path) -> Generator[sqlite3.Connection]:
+    """The file, past the store."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        yield db
+
+
+def keep(store: SqliteStore, *records: Record) -> None:
+    store.add(records, on_visible=do_nothing)
+
+
+def refusal(path: Path) -> str:
+    """What an enqueue and a look-up raise, while another alias goes on."""
+    with sharing(path):
+        with pytest.raises(StoreError) as enqueued:
+            add.using(backend=ALIAS).enqueue(1, 2)
+        with pytest.raises(StoreError) as looked_up:
+            find("6b3c5d0e")
+        assert add.enqueue(1, 2).wait(LONG_S) == 3
+    assert str(enqueued.value) == str(looked_up.value)
+    return str(enqueued.value)
+
+
+class TestWhatIsWrongWithTheFile:
+    def test_newer_schema_is_left_alone(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1))
+        with opened(path) as db:
+            db.execute("PRAGMA user_version = 2")
+
+        assert refusal(path) == (
+            f"{path} was made by another version of django-tasks-local (its schema is "
+            "2, this version's is 1). Install that version again, or name another file "
+            "in STORE_OPTIONS['PATH']."
+        )
+        with opened(path) as db:
+            assert db.execute("SELECT count(*) FROM result").fetchone() == (1,)
+
+    def test_file_of_another_program_is_left_as_it_is(self, path: Path) -> None:
+        with opened(path) as db:
+            db.execute("CREATE TABLE note (text)")
+        before = path.read_bytes()
+
+        assert refusal(path) == f"{path} {FOREIGN}"
+        assert path.read_bytes() == before
+        assert os.listdir(path.parent) == [NAME]
+
+    def test_file_that_another_program_has_marked_is_left_as_it_is(
+        self, path: Path
+    ) -> None:
+        with opened(path) as db:
+            db.execute("PRAGMA application_id = 7")
+
+        assert refusal(path) == f"{path} {FOREIGN}"
+
+    def test_what_is_no_database_is_left_as_it_is(self, path: Path) -> None:
+        before = random.Random(1).randbytes(20_000)
+        path.write_bytes(before)
+
+        assert refusal(path) == (
+            f"{path}: it is no SQLite database. Name another file in "
+            "STORE_OPTIONS['PATH'] (file is not a database)."
+        )
+        assert path.read_bytes() == before
+
+    def test_directory_in_its_place_is_an_error(self, path: Path) -> None:
+        path.mkdir()
+
+        assert refusal(path) == (
+            f"{path}: it cannot be opened: this process has to be able to read and "
+            "write the file and its directory (unable to open database file)."
+        )
+
+    def test_directory_that_is_not_there_is_not_made(self, tmp_path: Path) -> None:
+        path = tmp_path / "nowhere" / NAME
+
+        assert refusal(path) == (
+            f"{path} cannot be made: No such file or directory. Its directory has to "
+            "be there, and to be writable."
+        )
+        assert os.listdir(tmp_path) == []
+
+    def test_damaged_file_is_an_error_until_it_is_moved_away(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            keep(store, *(ready_record(number) for number in range(500)))
+        damage(path)
+
+        assert refusal(path) == f"{path}: {DAMAGED}"
+        with sharing(path):
+            with pytest.raises(StoreError):
+                add.using(backend=ALIAS).enqueue(1, 2)
+            move_away(path)
+            handle = add.using(backend=ALIAS).enqueue(1, 2)
+            assert find(handle.id).wait(LONG_S) == 3
+
+    def test_file_that_is_damaged_while_it_is_used_is_an_error(
+        self, path: Path
+    ) -> None:
+        with stores_of(path, 2) as (store, other):
+            records = [ready_record(number) for number in range(500)]
+            keep(store, *records)
+            other.close()
+            with opened(path) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            damage(path)
+            with pytest.raises(StoreError) as caught:
+                store.get(record.id for record in records)
+            assert str(caught.value) == f"{path}: {DAMAGED}"
+
+            move_away(path)
+
+            new = ready_record(1)
+            keep(store, new)
+            assert list(store.unfinished()) == [new]
+
+    def test_disk_that_cannot_share_memory_is_an_error(self, path: Path) -> None:
+        try:  # what no file system lets processes share, in the place of its index
+            os.mknod(f"{path}-shm", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root can make device files")
+
+        assert refusal(path) == (
+            f"{path}: it lies on a file system on which processes cannot share it, as "
+            "network file systems are. Name a file on a local disk in "
+            "STORE_OPTIONS['PATH'] (disk I/O error)."
+        )
+
+    def test_too_large_for_sqlite_is_an_error_of_its_own(self, path: Path) -> None:
+        file = SqliteFile(
+            path, schema="CREATE TABLE t (x)", schema_version=1, synchronous="NORMAL"
+        )
+
+        def write(db: sqlite3.Connection) -> None:
+            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+            db.execute("INSERT INTO t VALUES (?)", ("x" * 1001,))
+
+        with pytest.raises(StoreError) as caught:
+            file.write(write)
+        assert str(caught.value) == (
+            f"{path}: what was to be kept in it is too large (string or blob too big)."
+        )
+        file.write(lambda db: db.execute("INSERT INTO t VALUES (1)"))
+        assert file.read("SELECT count(*) FROM t") == [(1,)]
+        file.close()
+
+
+def damage(path: Path) -> None:
+    """Overwrite all but its first page."""
+    size = path.stat().st_size
+    assert size > 3 * 4096
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(random.Random(1).randbytes(size - 4096))
+
+
+def move_away(path: Path) -> None:
+    for each in path.parent.glob(f"{path.name}*"):
+        if each.is_file():
+            each.rename(path.parent / f"old-{each.name}")
+
+
+# The beginnings of scripts.
+STORES = """
+    import os, select, sys, threading, warnings
+    from contextlib import closing
+    from dataclasses import replace
+    from pathlib import Path
+    from tests.small_project import configure
+    configure()
+    from django_tasks_local.stores.sqlite import SqliteStore
+    from django_tasks_local.testing.contract import ALIAS, in_threads, options_for
+    from django_tasks_local.testing.records import do_nothing, ready_record
+    def store_of(path):
+        given = {"PATH": path}
+        options = replace(options_for(store=SqliteStore), store_options=given)
+        return SqliteStore(options, alias=ALIAS)
+    def keep(store, *records):
+        store.add(records, on_visible=do_nothing)
+    # To fork where there are threads is what is tested here.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+"""
+MOUNTS = """
+    import json, os, subprocess, sys
+    from pathlib import Path
+    os.unshare(os.CLONE_NEWNS)  # the mounts end with this process
+    def mount(*arguments):
+        subprocess.run(["mount", *map(str, arguments)], check=True)
+    mount("--make-rprivate", "/")
+    disk = Path("disk").absolute()
+    disk.mkdir()
+    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", disk)
+"""
+USES = """
+    from tests.small_project import configure
+    from tests.kept import ALIAS, setting_of
+    path = {path}
+    THREADS = {{"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
+    configure(TASKS={{"default": THREADS, **setting_of(path)}})
+    from django_tasks_local.errors import StoreError
+    from django_tasks_local.state import shutdown_executor
+    from tests.small_tasks import double
+    kept = double.using(backend=ALIAS)
+    def answer(use):
+        try:
+            return use()
+        except StoreError as err:
+            return str(err).replace(str(path), "FILE")
+    def enqueue(number=1):
+        return answer(lambda: kept.enqueue(number).wait(20))
+    def fill():
+        with Path(disk / "filling").open("wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+    def make_room():
+        (disk / "filling").unlink()
+    said = []
+"""
+
+
+def script(*parts: str) -> str:
+    return "".join(map(textwrap.dedent, parts))
+
+
+FULL = "FILE: its disk is full (database or disk is full)."
+READ_ONLY_DISK = (
+    "FILE cannot be made: Read-only file system. Its directory has to be there, and to "
+    "be writable."
+)
+READ_ONLY_FILE = (
+    "FILE: it cannot be written: the file, its directory or its disk is read-only for "
+    "this process (attempt to write a readonly database)."
+)
+NOT_OPENED = (
+    "FILE: it cannot be opened: this process has to be able to read and write the file "
+    "and its directory (unable to open database file)."
+)
+
+
+@pytest.fixture
+def _mounts() -> None:
+    """This process may mount."""
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare, to see whether this process may mount")
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"this process may not mount: {tried.stderr}")
+
+
+@pytest.mark.usefixtures("_mounts")
+class TestDisks:
+    def run(self, run_script: RunScript, code: str) -> list[Any]:
+        uses = USES.format(path=f"disk / {NAME!r}")
+        done = run_script(script(MOUNTS, uses, code, "\nprint(json.dumps(said))\n"))
+        said: list[Any] = json.loads(done.stdout)
+        return said
+
+    def test_full_disk_refuses_until_there_is_room(self, run_script: RunScript) -> None:
+        assert self.run(
+            run_script,
+            """
+    handle = kept.enqueue(1)
+    said.append(handle.wait(20))
+    fill()
+    said.append(enqueue())
+    said.append(kept.get_result(handle.id).wait(20))
+    said.append(double.enqueue(3).wait(20))
+    make_room()
+    said.append(enqueue())
+    shutdown_executor(ALIAS)
+            """,
+        ) == [2, FULL, 2, 6, 2]
+
+    def test_file_is_made_once_there_is_room(self, run_script: RunScript) -> None:
+        assert self.run(
+            run_script,
+            """
+    fill()
+    said += [enqueue(), enqueue(), double.enqueue(3).wait(20)]
+    make_room()
+    said.append(enqueue())
+    shutdown_executor(ALIAS)
+            """,
+        ) == [FULL, FULL, 6, 2]
+
+    def test_read_only_disk_is_an_error_until_it_is_writable(
+        self, run_script: RunScript
+    ) -> None:
+        assert self.run(
+            run_script,
+            """
+    mount("-o", "remount,ro", disk)
+    said += [enqueue(), double.enqueue(3).wait(20)]
+    mount("-o", "remount,rw", disk)
+    said.append(enqueue())
+    shutdown_executor(ALIAS)
+    mount("-o", "remount,ro", disk)
+    said.append(enqueue())
+    shutdown_executor(ALIAS)
+            """,
+        ) == [
+            READ_ONLY_DISK,
+            6,
+            2,
+            NOT_OPENED,
+        ]
+
+    def test_read_only_file_is_an_error(self, run_script: RunScript) -> None:
+        assert self.run(
+            run_script,
+            """
+    said.append(enqueue())
+    shutdown_executor(ALIAS)
+    mount("--bind", path, path)
+    mount("-o", "remount,bind,ro", path)
+    said += [enqueue(), double.enqueue(3).wait(20)]
+    shutdown_executor(ALIAS)
+            """,
+        ) == [
+            2,
+            READ_ONLY_FILE,
+            6,
+        ]
+
+
+def test_limit_of_file_sizes_refuses_until_it_is_lifted(
+    path: Path, run_script: RunScript
+) -> None:
+    uses = USES.format(path=f"Path({str(path)!r})")
+    limited = """
+    import json, resource
+    said.append(enqueue())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    said += [enqueue(), double.enqueue(3).wait(20)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said.append(enqueue())
+    shutdown_executor(ALIAS)
+    print(json.dumps(said))
+    """
+    done = run_script(script("from pathlib import Path\n", uses, limited))
+
+    io_error = "FILE: its disk cannot be read or written (disk I/O error)."
+    assert json.loads(done.stdout) == [2, io_error, 6, 2]
+
+
+class TestTheFile:
+    def test_is_its_users_alone_and_carries_its_version(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1))
+            modes = {
+                each.name: stat.S_IMODE(each.stat().st_mode)
+                for each in path.parent.iterdir()
+            }
+            assert modes == {NAME: 0o600, f"{NAME}-wal": 0o600, f"{NAME}-shm": 0o600}
+        with opened(path) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (1,)
+            assert db.execute("PRAGMA application_id").fetchone() == (0x44544C33,)
+            assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    @pytest.mark.parametrize("name", ["späße ?#%.db", "a%20b.db", "\udcff.db"])
+    def test_may_have_any_name(self, tmp_path: Path, name: str) -> None:
+        with stores_of(tmp_path / name, 2) as (store, other):
+            record = ready_record(1)
+            keep(store, record)
+            assert list(other.unfinished()) == [record]
+        assert os.listdir(tmp_path) == [name]
+
+    def test_path_may_begin_with_two_slashes(self, path: Path) -> None:
+        with stores_of(Path(f"/{path}")) as (store,):
+            keep(store, ready_record(1))
+        assert path.exists()
+
+    def test_may_be_there_already_if_it_is_empty(self, path: Path) -> None:
+        path.touch()
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1))
+
+    def test_what_a_lost_file_has_left_beside_it_does_not_come_back(
+        self, path: Path, run_script: RunScript
+    ) -> None:
+        die = """
+            store = store_of(Path(sys.argv[1]))
+            for number in range(100):
+                keep(store, ready_record(number))
+            os._exit(0)
+            """
+        run_script(script(STORES, die), str(path))
+        assert Path(f"{path}-wal").stat().st_size > 0
+        path.unlink()
+
+        with stores_of(path) as (store,):
+            assert list(store.unfinished()) == []
+            record = ready_record(1)
+            keep(store, record)
+            assert list(store.unfinished()) == [record]
+
+    def test_is_made_again_when_it_was_removed_while_it_is_used(
+        self, path: Path
+    ) -> None:
+        with stores_of(path) as (store,):
+            old, new = ready_record(1), ready_record(2)
+            keep(store, old)
+            assert list(store.unfinished()) == [old]
+            version = store.version()
+            for each in path.parent.glob(f"{NAME}*"):
+                each.unlink()
+
+            keep(store, new)
+
+            assert list(store.unfinished()) == [new]
+            assert store.version() != version
+
+    def test_processes_that_make_it_at_once_share_one(
+        self, tmp_path: Path, run_script: RunScript
+    ) -> None:
+        run_script(
+            script(
+                STORES,
+                """
+            go, goes = os.pipe()
+            children = []
+            for number in range(4):
+                pid = os.fork()
+                if pid == 0:
+                    os.close(goes)
+                    os.read(go, 1)  # ends for all of them at once
+                    for name in range(20):
+                        with closing(store_of(Path(f"{name}.db"))) as store:
+                            keep(store, ready_record(number))
+                    os._exit(0)
+                children.append(pid)
+            os.close(goes)
+            assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+            """,
+            )
+        )
+
+        for name in range(20):
+            with stores_of(tmp_path / f"{name}.db") as (store,):
+                assert store.counts() == {"READY": 4}
+            with opened(tmp_path / f"{name}.db") as db:
+                assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+    def test_nothing_is_open_once_it_is_closed(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1))
+            list(store.unfinished())
+            store.version()
+            store.close()
+            assert os.listdir(path.parent) == [NAME]
+            for use in (store.version, store.counts, lambda: keep(store)):
+                with pytest.raises(StoreError) as caught:
+                    use()
+                assert str(caught.value) == f"The store in {path} was closed."
+
+    @pytest.mark.parametrize(
+        "durability, synchronous", [(None, 1), ("normal", 1), ("full", 2)]
+    )
+    def test_durability_says_what_a_commit_waits_for(
+        self, path: Path, durability: str | None, synchronous: int
+    ) -> None:
+        given = {} if durability is None else {"DURABILITY": durability}
+        store = SqliteStore(options_of(path, **given), alias=contract.ALIAS)
+        keep(store, ready_record(1))
+
+        pragma = "PRAGMA synchronous"
+        found = store._file.write(lambda db: db.execute(pragma).fetchone())
+
+        assert found == (synchronous,)
+        store.close()
+
+
+class TestSettings:
+    def test_settings_that_are_no_module_have_to_name_it(
+        self, run_script: RunScript
+    ) -> None:
+        run_script(
+            """
+            from tests.small_project import configure
+            threads = "django_tasks_local.ThreadPoolBackend"
+            options = {"STORE": "sqlite"}
+            configure(TASKS={"default": {"BACKEND": threads, "OPTIONS": options}})
+            from django.core.exceptions import ImproperlyConfigured
+            from tests.small_tasks import double
+            try:
+                double.enqueue(2)
+            except ImproperlyConfigured as err:
+                assert str(err) == (
+                    "TASKS['default']['OPTIONS']['STORE'] is 'sqlite' and the settings "
+                    "are no module, beside which its file could be: name one in "
+                    "STORE_OPTIONS['PATH']."
+                ), err
+            else:
+                raise AssertionError("it was not refused")
+            """
+        )
+
+    @pytest.mark.parametrize(
+        "given, id_, message",
+        [
+            (
+                {"DURABILITY": "some"},
+                "E003",
+                "['DURABILITY'] must be 'normal' or 'full', got 'some'.",
+            ),
+            ({"PATH": 3}, "E003", "['PATH'] must be a path, got 3."),
+            ({"PATH": ""}, "E003", "['PATH'] must be a path, got ''."),
+            ({"PATH": None}, "E003", "['PATH'] must be a path, got None."),
+            ({"PAHT": "x"}, "E002", "['PAHT'] is not an option of SqliteStore."),
+        ],
+    )
+    def test_mistakes_are_found_by_the_check(
+        self, given: dict[str, object], id_: str, message: str
+    ) -> None:
+        options = {"STORE": "sqlite", "STORE_OPTIONS": given}
+        tasks = {"mail": {"BACKEND": THREADS, "OPTIONS": options}}
+        with override_settings(TASKS=tasks):
+            (found,) = task_backends["mail"].check()
+
+        assert found.id == f"django_tasks_local.{id_}"
+        assert found.msg == f"TASKS['mail']['OPTIONS']['STORE_OPTIONS']{message}"
+
+
+class TestFork:
+    def test_parent_and_child_both_go_on(
+        self, path: Path, run_script: RunScript
+    ) -> None:
+        run_script(
+            script(
+                STORES,
+                """
+            with closing(store_of(Path(sys.argv[1]))) as store:
+                over = threading.Event()
+                counts = [0] * 4
+
+                def write(number):
+                    while not over.is_set():
+                        record = ready_record(number)
+                        keep(store, record)
+                        assert store.get([record.id]) == {record.id: record}
+                        store.version()
+                        counts[number] += 1
+
+                threads = [threading.Thread(target=write, args=[n]) for n in range(4)]
+                for thread in threads:
+                    thread.start()
+                children = []
+                for _ in range(10):
+                    pid = os.fork()
+                    if pid == 0:
+                        for number in range(10):
+                            record = ready_record(number)
+                            keep(store, record)
+                            assert store.get([record.id]) == {record.id: record}
+                        store.close()
+                        os._exit(0)
+                    children.append(pid)
+                assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 10
+                over.set()
+                for thread in threads:
+                    thread.join()
+                assert store.counts() == {"READY": 100 + sum(counts)}, counts
+            """,
+            ),
+            str(path),
+        )
+
+        with opened(path) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+    def test_threads_may_fork_at_once(self, path: Path, run_script: RunScript) -> None:
+        run_script(
+            script(
+                STORES,
+                """
+            raised = []
+            sys.unraisablehook = raised.append
+            stores = [store_of(Path(sys.argv[1])) for _ in range(3)]
+
+            def fork():
+                for number in range(5):
+                    pid = os.fork()
+                    if pid == 0:
+                        keep(stores[number % 3], ready_record(number))
+                        os._exit(0)
+                    assert os.waitpid(pid, 0)[1] == 0
+                    keep(stores[number % 3], ready_record(number))
+
+            in_threads([fork] * 4, timeout_s=50)
+            assert not raised, raised
+            assert stores[0].counts() == {"READY": 40}
+            for store in stores:
+                store.close()
+            """,
+            ),
+            str(path),
+        )
+
+    def test_held_owner_is_not_the_childs(
+        self, path: Path, run_script: RunScript
+    ) -> None:
+        owner = new_owner()
+        with stores_of(path) as (store,):
+            done = run_script(
+                script(
+                    STORES,
+                    """
+                store = store_of(Path(sys.argv[1]))
+                store.ownership.hold(sys.argv[2])
+                parent = os.pidfd_open(os.getpid())
+                if os.fork() == 0:
+                    select.select([parent], [], [])  # until it has ended
+                    print(store.ownership.is_alive(sys.argv[2]), flush=True)
+                    os._exit(0)
+                assert store.ownership.is_alive(sys.argv[2])
+                os.kill(os.getpid(), 9)
+                """,
+                ),
+                str(path),
+                owner,
+                exit_code=-9,
+            )
+            assert done.stdout == "False\n"
+            assert not store.ownership.is_alive(owner)
+
+
+class TestOwners:
+    def test_owner_may_be_held_again_by_who_holds_it(self, path: Path) -> None:
+        owners = LockFiles(path)
+        owner = new_owner()
+        owners.hold(owner)
+        owners.hold(owner)  # as where Ctrl-C came before that was noted
+
+        owners.release(owner)
+
+        assert not owners.is_alive(owner)
+        assert os.listdir(path) == []
+
+    def test_file_that_is_not_usable_has_none(self, path: Path) -> None:
+        path.write_bytes(b"x" * 5000)
+        with stores_of(path) as (store,), pytest.raises(StoreError, match="no SQLite"):
+            store.ownership.hold(new_owner())
+        assert os.listdir(path.parent) == [NAME]
+
+
+class Interrupted(BaseException):
+    """Stands for Ctrl-C."""
+
+
+# After these, and nowhere else, Python looks whether a signal has come.
+POINTS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
+BEGIN = "RESUME"
+TOOL = 4
+
+
+def codes_of(*places: object) -> Iterator[CodeType]:
+    """The code of functions and of classes' methods, with what is inside of it."""
+    for place in places:
+        if isinstance(place, type):
+            yield from codes_of(*vars(place).values())
+        elif isinstance(place, property):
+            yield from codes_of(place.fget)
+        elif isinstance(place, FunctionType):
+            yield from codes_of(place.__code__, inspect.unwrap(place).__code__)
+        elif isinstance(place, CodeType):
+            yield place
+            yield from codes_of(*place.co_consts)
+
+
+def names_of(code: CodeType) -> dict[int, tuple[str, str]]:
+    """By offset the instruction's name, and that of the one which stands before it."""
+    pairs = itertools.pairwise([None, *dis.get_instructions(code)])
+    return {
+        each.offset: (each.opname, before.opname if before else "")
+        for before, each in pairs
+        if each is not None
+    }
+
+
+WRITING = {
+    code: names_of(code)
+    for code in codes_of(
+        *vars(sqlite_file).values(),
+        SqliteStore.add,
+        contextlib.suppress,
+        contextlib.contextmanager,
+        vars(contextlib)["_GeneratorContextManager"],
+    )
+}
+
+
+class Interrupter:
+    """Interrupts this thread's writing at the point of that number, if there is one."""
+
+    def __init__(self, at: int, on_begin: Callable[[], None] = do_nothing) -> None:
+        self._left = at
+        self._on_begin = on_begin
+        self._thread = threading.get_ident()
+        self._last: dict[CodeType, str] = {}
+        self.has_interrupted = False
+
+    def _see(self, code: CodeType, offset: int) -> None:
+        if threading.get_ident() != self._thread or self.has_interrupted:
+            return
+        name, above = WRITING[code][offset]
+        before = self._last.get(code, "")
+        self._last[code] = name
+        if code.co_name == "_write_all" and above == BEGIN:
+            self._on_begin()
+        has_returned = before in POINTS and name != "PUSH_EXC_INFO"
+        if has_returned or above == BEGIN:
+            self._left -= 1
+            if self._left < 0:
+                self.has_interrupted = True
+                raise Interrupted
+
+    def run(self, function: Callable[[], None]) -> None:
+        event = sys.monitoring.events.INSTRUCTION
+        sys.monitoring.use_tool_id(TOOL, "interrupter")
+        sys.monitoring.register_callback(TOOL, event, self._see)
+        for code in WRITING:
+            sys.monitoring.set_local_events(TOOL, code, event)
+        try:
+            function()
+        finally:
+            for code in WRITING:
+                sys.monitoring.set_local_events(TOOL, code, 0)
+            sys.monitoring.register_callback(TOOL, event, None)
+            sys.monitoring.free_tool_id(TOOL)
+
+
+def keep_interrupted(
+    store: SqliteStore, record: Record, interrupter: Interrupter
+) -> list[Record]:
+    """The record, if the store has said that it is there."""
+    seen: list[Record] = []
+
+    def add() -> None:
+        store.add([record], on_visible=lambda: seen.append(record))
+
+    try:
+        interrupter.run(add)
+    except Interrupted:
+        assert interrupter.has_interrupted
+    else:  # Ctrl-C is not swallowed
+        assert not interrupter.has_interrupted
+    return seen
+
+
+class TestCtrlC:
+    def test_at_any_moment_of_an_enqueue_it_loses_and_doubles_nothing(
+        self, path: Path
+    ) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(0))
+            count = 1
+            for at in itertools.count():
+                record = ready_record(at)
+                interrupter = Interrupter(at)
+
+                seen = keep_interrupted(store, record, interrupter)
+
+                assert store.get([record.id]) == {each.id: each for each in seen}
+                # Nothing is left of it that the next one would write.
+                keep(store, ready_record(0))
+                count += len(seen) + 1
+                assert store.counts() == {"READY": count}
+                if not interrupter.has_interrupted:
+                    assert at > 50
+                    break
+
+    @pytest.mark.parametrize("is_refused", [False, True])
+    def test_it_keeps_nobody_elses_task_back(
+        self, path: Path, is_refused: bool
+    ) -> None:
+        """Another thread's comes into the same transaction."""
+        with stores_of(path) as (store,), ThreadPoolExecutor(1) as pool:
+            thread = pool.submit(threading.current_thread).result(LONG_S)
+            there = ready_record(0)
+            keep(store, there)
+            for at in itertools.count():
+                mine = ready_record(at)
+                others = there if is_refused else ready_record(at)
+                futures: list[Future[None]] = []
+
+                def begin(
+                    others: Record = others, futures: list[Future[None]] = futures
+                ) -> None:
+                    futures.append(pool.submit(keep, store, others))
+                    while not is_waiting_to_write(thread):
+                        pass
+
+                interrupter = Interrupter(at, begin)
+
+                seen = keep_interrupted(store, mine, interrupter)
+
+                for future in futures:
+                    error = future.exception(LONG_S)
+                    assert isinstance(error, ValueError) is is_refused
+                    assert is_refused or error is None
+                found = store.get([mine.id, others.id])
+                there_by_now = [others] if futures or is_refused else []
+                assert found == {each.id: each for each in (*seen, *there_by_now)}
+                if not interrupter.has_interrupted:
+                    assert at > 50
+                    break
+
+
+def is_waiting_to_write(thread: threading.Thread) -> bool:
+    """Whether it stands where a write waits for its turn."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None or frame.f_code is not SqliteFile.write.__code__:
+        return False
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return "with self._writing" in line
+
+
+class TestSharing:
+    def test_huge_arguments_and_values_come_back(self, path: Path) -> None:
+        text = "größer 🧵 " * 1_000_000
+        with sharing(path), stores_of(path, alias=ALIAS) as (other,):
+            handle = echo.using(backend=ALIAS).enqueue(text)
+            assert handle.wait(LONG_S) == text
+            assert find(handle.id).return_value == text
+            assert find(handle.id).args == [text]
+            assert other.counts() == {"SUCCESSFUL": 1}
+
+    def test_aliases_of_one_file_know_only_their_own(self, path: Path) -> None:
+        setting = setting_of(path)
+        with override_settings(TASKS={**setting, "default": setting[ALIAS]}):
+            mine = add.using(backend=ALIAS).enqueue(1, 2)
+            others = add.enqueue(3, 4)
+            assert (mine.wait(LONG_S), others.wait(LONG_S)) == (3, 7)
+            assert find(mine.id).return_value == 3
+            assert add.get_result(others.id).return_value == 7
+            for task, other in ((add, mine), (add.using(backend=ALIAS), others)):
+                with pytest.raises(TaskResultDoesNotExist):
+                    task.get_result(other.id)
+            shutdown_executor("default")
+            shutdown_executor(ALIAS)
+
+    def test_what_comes_together_is_written_together_and_refused_alone(
+        self, path: Path
+    ) -> None:
+        with stores_of(path) as (store,):
+            there = ready_record(0)
+            keep(store, there)
+
+            def adder(number: int) -> Callable[[], list[str]]:
+                def run() -> list[str]:
+                    ids: list[str] = []
+                    for _ in range(20):
+                        record = ready_record(number)
+                        if number % 2:
+                            with pytest.raises(ValueError, match="is there already"):
+                                keep(store, record, there)
+                        else:
+                            keep(store, record)
+                            ids.append(record.id)
+                    return ids
+
+                return run
+
+            added = in_threads([adder(n) for n in range(8)], timeout_s=LONG_S)
+
+            ids = [there.id, *(result_id for each in added for result_id in each)]
+            assert {record.id for record in store.unfinished()} == set(ids)
