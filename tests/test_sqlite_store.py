@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import linecache
+import logging
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -41,13 +42,15 @@ from django_tasks_local.testing import contract
 from django_tasks_local.testing.contract import in_threads, options_for
 from django_tasks_local.testing.records import (
     do_nothing,
+    finished_record,
     ready_record,
 )
 
 from .conftest import RunScript
-from .gates import LONG_S
-from .kept import ALIAS, THREADS, find, setting_of, sharing
-from .tasks import add, echo
+from .elsewhere import OtherProcess
+from .gates import LONG_S, Gate
+from .kept import ALIAS, THREADS, find, serve, setting_of, sharing
+from .tasks import add, echo, hold
 
 NAME = "results.sqlite3"
 READY = TaskResultStatus.READY
@@ -561,7 +564,49 @@ class TestTheFile:
         store.close()
 
 
+SHOP = {
+    "shop/__init__.py": "",
+    "shop/settings.py": """
+        SECRET_KEY = "tests"
+        TASKS = {
+            "default": {
+                "BACKEND": "django_tasks_local.ThreadPoolBackend",
+                "OPTIONS": {"STORE": "sqlite"},
+            }
+        }
+        """,
+}
+ENQUEUE = """
+    import os, sys
+    sys.path.insert(0, os.getcwd())
+    os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+    import django
+    django.setup()
+    os.chdir("/")
+    from django.conf import settings
+    from django.test import override_settings
+    from tests.small_tasks import double
+    from django_tasks_local.state import shutdown_executor
+    assert double.enqueue(2).wait(20) == 4
+    shutdown_executor("default")
+    with override_settings(TASKS=settings.TASKS), override_settings(DEBUG=False):
+        assert double.enqueue(3).wait(20) == 6
+        shutdown_executor("default")
+"""
+
+
 class TestSettings:
+    def test_file_is_beside_the_settings_by_default(
+        self, tmp_path: Path, run_script: RunScript
+    ) -> None:
+        run_script(ENQUEUE, files=SHOP)
+
+        name = "django-tasks-local.sqlite3"
+        found = {each.name for each in (tmp_path / "shop").glob("*sqlite*")}
+        assert found == {name, f"{name}-owners"}
+        with opened(tmp_path / "shop" / name) as db:
+            assert db.execute("SELECT count(*) FROM result").fetchone() == (2,)
+
     def test_settings_that_are_no_module_have_to_name_it(
         self, run_script: RunScript
     ) -> None:
@@ -904,6 +949,197 @@ def is_waiting_to_write(thread: threading.Thread) -> bool:
         return False
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     return "with self._writing" in line
+
+
+def steps(store: SqliteStore, use: Callable[[], object]) -> int:
+    """How many hundreds of steps SQLite takes for it."""
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    file = store._file
+    file.write(lambda db: db.set_progress_handler(step, 100))
+    file.read("SELECT 1")
+    assert file._reader is not None
+    file._reader.set_progress_handler(step, 100)
+    count = 0
+    use()
+    return count
+
+
+def multiply(path: Path, count: int) -> None:
+    """As many more rows like the last one."""
+    with opened(path) as db:
+        (columns,) = db.execute(
+            "SELECT group_concat(name) FROM pragma_table_info('result')"
+            " WHERE name NOT IN ('number', 'id', 'finish')"
+        ).fetchone()
+        db.execute(
+            f"""
+            WITH RECURSIVE n (i) AS (
+                SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}
+            )
+            INSERT INTO result (id, finish, {columns})
+            SELECT id || i, finish + i, {columns} FROM n,
+                (SELECT * FROM result ORDER BY number DESC LIMIT 1)
+            """
+        )
+
+
+class TestManyResults:
+    @pytest.mark.parametrize("limit", [1, 100])
+    def test_discarding_a_few_costs_the_same_however_many_there_are(
+        self, path: Path, limit: int
+    ) -> None:
+        with stores_of(path) as (store,):
+            record = ready_record(1)
+            keep(store, record)
+            store.save([finished_record(record)])
+            multiply(path, 1_000)
+            few = steps(store, lambda: store.discard(keep=100, limit=limit))
+            multiply(path, 20_000)
+            many = steps(store, lambda: store.discard(keep=100, limit=limit))
+
+            assert few > 0
+            assert many < 1.5 * few
+            assert store.discard(keep=100) == 21_001 - 100 - 2 * limit
+            assert store.counts() == {"SUCCESSFUL": 100}
+
+    def test_owners_are_found_as_quickly_however_many_tasks_wait(
+        self, path: Path
+    ) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1), ready_record(2))
+            multiply(path, 20_000)
+
+            assert steps(store, lambda: store.owners()) <= 2
+
+    def test_reading_twice_as_many_costs_twice_as_much(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1))
+            multiply(path, 3_999)
+            few = steps(store, lambda: list(store.unfinished()))
+            multiply(path, 4_000)
+            assert len(list(store.unfinished())) == 8_000
+
+            assert steps(store, lambda: list(store.unfinished())) < 2.5 * few
+
+    def test_time_that_is_none_does_not_keep_what_is_old(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            records = [ready_record(number) for number in range(4)]
+            keep(store, *records)
+            store.save([finished_record(each, at=3_000.0) for each in records])
+            with opened(path) as db:
+                query = "UPDATE result SET finished_at = ? WHERE id = ?"
+                db.execute(query, ("yesterday", records[0].id))
+                db.execute(query, (b"\xff", records[1].id))
+
+            assert store.discard(keep=10) == 0
+            assert store.discard(finished_before=3_000.0) == 2
+            assert store.counts() == {"SUCCESSFUL": 2}
+
+
+# SQL for what nobody can read.
+UNREADABLE: Sequence[tuple[str, str]] = (
+    ("status", "'LOST'"),
+    ("status", "CAST(x'ff' AS TEXT)"),
+    ("status", "'SUCCESSFUL'"),
+    ("owner", "CAST(x'ff41' AS TEXT)"),
+    ("owner", "x'41'"),
+    ("id", "CAST(x'ff42' AS TEXT)"),
+    ("id", "x'43'"),
+    ("task_path", "x'00'"),
+    ("priority", "'high'"),
+    ("arguments", "'[[1],{}] '"),
+    ("arguments", "CAST(x'ff' AS TEXT)"),
+    ("enqueued_at", "'today'"),
+    ("enqueued_at", "1e300"),
+    ("started_at", "9e999"),
+    ("metadata", "'[]'"),
+    ("errors", "'[[1, 2]]'"),
+    ("revision", "0.5"),
+)
+
+
+class TestUnreadableRows:
+    def test_they_keep_no_other_from_being_adopted(
+        self, path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            ids = other.enqueue_many(add, len(UNREADABLE) + 3, 3, 4)
+            other.kill()
+        with opened(path) as db:
+            for result_id, (column, value) in zip(ids[1:], UNREADABLE, strict=False):
+                query = f"UPDATE result SET {column} = {value} WHERE id = ?"
+                assert db.execute(query, (result_id,)).rowcount == 1
+        good = [ids[0], *ids[len(UNREADABLE) + 1 :]]
+
+        with sharing(path), stores_of(path, alias=ALIAS) as (store,):
+            serve()
+            assert [find(each).wait(LONG_S) for each in good] == [7] * 3
+            for result_id in ids[1 : len(UNREADABLE) + 1]:
+                with pytest.raises(TaskResultDoesNotExist):
+                    find(result_id)
+            assert list(store.unfinished()) == []
+
+            assert store.counts() == {
+                "SUCCESSFUL": 3,
+                "FAILED": 1,
+                "UNREADABLE": len(UNREADABLE),
+            }
+        errors = [each for each in caplog.records if each.levelno == logging.ERROR]
+        ours = [each for each in errors if "set aside" in each.message]
+        assert len(ours) == len(UNREADABLE)
+        assert {each.name for each in ours} == {"django_tasks_local"}
+        assert (
+            ours[0].message
+            == (
+                f"TASKS['kept']: {path}: result {ids[1]!r} cannot be read and was set "
+                "aside, in the table 'unreadable': ValueError: 'LOST' is not a valid "
+                "TaskResultStatus"
+            )
+            or ids[1] not in ours[0].message
+        )
+        with opened(path) as db:
+            rows = db.execute("SELECT alias, reason, content FROM unreadable")
+            contents = [content for alias, _, content in rows if alias == ALIAS]
+        assert len(contents) == len(UNREADABLE)
+        assert all(content.isascii() for content in contents)
+        assert sum(ids[1] in content for content in contents) == 1
+
+    def test_status_that_is_none_is_counted_as_unreadable(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            keep(store, ready_record(1), ready_record(2))
+            with opened(path) as db:
+                db.execute("UPDATE result SET status = x'ff' WHERE number = 1")
+
+            assert store.counts() == {"READY": 1, "UNREADABLE": 1}
+
+    def test_what_has_taken_its_number_since_stays(self, path: Path) -> None:
+        with stores_of(path, 2) as (store, other):
+            good, bad, late = (ready_record(number) for number in range(3))
+            keep(store, good, bad)
+            with opened(path) as db:
+                db.execute("UPDATE result SET status = 'LOST' WHERE number = 2")
+            rows = store._file.read(
+                "SELECT * FROM result WHERE alias = ? ORDER BY number",
+                contract.ALIAS,
+            )
+            assert dict(other.get([bad.id])) == {}  # it is set aside
+            keep(other, late)
+            with opened(path) as db:
+                query = "SELECT number FROM result WHERE id = ?"
+                assert db.execute(query, (late.id,)).fetchone() == (2,)
+
+            assert store._readable([row[:-1] for row in rows]) == [good]
+
+            assert list(store.unfinished()) == [good, late]
+            assert store.counts() == {"READY": 2, "UNREADABLE": 1}
 
 
 class TestSharing:

@@ -1,11 +1,13 @@
 """A record as a row of plain columns, for stores that keep tables."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import cast
 
 from django.tasks.base import TaskResultStatus
 
+from ..json_text import NO_ARGUMENTS, decode_value
 from ..records import ErrorRecord, Record, TaskSpec
 
 __all__ = ["CHANGING", "COLUMNS", "changing_of", "record_of_row", "row_of"]
@@ -104,7 +106,7 @@ def record_of_row(row: Sequence[object], /) -> Record:
         is_cancel_requested,
         revision,
     ) = row
-    return Record(
+    record = Record(
         _text(result_id),
         TaskSpec(
             _text(task_path),
@@ -114,7 +116,7 @@ def record_of_row(row: Sequence[object], /) -> Record:
             bool(_whole(takes_context)),
         ),
         _text(alias),
-        _json_text(arguments, list),
+        _arguments(arguments),
         _time(run_after),
         _text(owner),
         _known_time(enqueued_at),
@@ -126,10 +128,15 @@ def record_of_row(row: Sequence[object], /) -> Record:
         _errors(errors),
         _worker_ids(worker_ids),
         _json_text(metadata, dict),
-        _time(due_at),
+        _due_time(due_at),
         bool(_whole(is_cancel_requested)),
         _whole(revision),
     )
+    if record.is_finished and record.finished_at is None:
+        raise ValueError("it is finished, but not at any time")
+    if record.status is TaskResultStatus.SUCCESSFUL and record.value is None:
+        raise ValueError("it is successful, but has no value")
+    return record
 
 
 def _text(value: object) -> str:
@@ -145,23 +152,40 @@ def _whole(value: object) -> int:
 
 
 def _known_time(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a time")
-    return float(value)
+    # From year 1 to 9999, which is what a datetime can say.
+    if isinstance(value, int | float) and -62135596800 <= value < 253402300800:
+        return float(value)
+    raise ValueError(f"{value!r} is not a time")
 
 
 def _time(value: object) -> float | None:
     return None if value is None else _known_time(value)
 
 
+def _due_time(value: object) -> float | None:
+    """A backoff may have named a time that no datetime can say."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return _time(value)
+
+
 # What most records have, and what need not be parsed.
-_PARSED = {"[[],{}]": list, "{}": dict, "null": object}
+_PARSED = {"{}": dict, "null": object}
 
 
 def _json_text(value: object, kind: type = object) -> str:
     text = _text(value)
-    if _PARSED.get(text) is not kind and not isinstance(json.loads(text), kind):
+    if _PARSED.get(text) is not kind and not isinstance(decode_value(text), kind):
         raise ValueError(f"{text[:80]!r} is not the JSON of a {kind.__name__}")
+    return text
+
+
+def _arguments(value: object) -> str:
+    text = _text(value)
+    if text != NO_ARGUMENTS:
+        args, kwargs = _items(decode_value(text))
+        if not (isinstance(args, list) and isinstance(kwargs, dict)):
+            raise ValueError(f"{text[:80]!r} are not the JSON of arguments")
     return text
 
 
@@ -182,7 +206,7 @@ def _worker_ids(value: object) -> tuple[str, ...]:
 
 
 def _list(value: object) -> list[object]:
-    return _items(json.loads(_text(value)), length=None)
+    return _items(decode_value(_text(value)), length=None)
 
 
 def _items(value: object, *, length: int | None = 2) -> list[object]:

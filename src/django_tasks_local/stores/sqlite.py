@@ -3,13 +3,16 @@
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from importlib import import_module
+from itertools import batched
 from pathlib import Path
-from typing import ClassVar, override
+from typing import ClassVar, cast, override
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.tasks.base import TaskResultStatus
 
 from ..logs import log_error
 from ..options import LocalOptions
@@ -23,6 +26,8 @@ __all__ = ["SqliteStore"]
 _NAME = "django-tasks-local.sqlite3"
 _SYNCHRONOUS = {"normal": "NORMAL", "full": "FULL"}
 _AT_ONCE = 200
+_UNREADABLE = "UNREADABLE"
+_STATUSES = frozenset((*TaskResultStatus.values, _UNREADABLE))
 
 _SCHEMA_VERSION = 1
 # `finish` numbers an alias's finished records in the order in which they finished.
@@ -84,13 +89,19 @@ _GET_MANY = (
     f"SELECT {_ROW} FROM result WHERE alias = ?"
     " AND id IN (SELECT value FROM json_each(?))"
 )
+# Their numbers first: to sort the records again for each few would take for ever.
+_UNFINISHED_NUMBERS = "SELECT number FROM result WHERE alias = ? AND finish IS NULL"
 _UNFINISHED = (
-    f"SELECT {_ROW} FROM result WHERE alias = ? AND finish IS NULL"
-    " AND number > ? AND number <= ? ORDER BY number LIMIT ?"
+    f"SELECT {_ROW} FROM result WHERE +alias = ? AND finish IS NULL"  # by number
+    " AND number IN (SELECT value FROM json_each(?)) ORDER BY number"
 )
 _OWNED_BY = (
     f"SELECT {_ROW} FROM result WHERE alias = ? AND owner = ? AND finish IS NULL"
     " AND number > ? AND number <= ? ORDER BY number LIMIT ?"
+)
+_OWNED_BY_BYTES = (
+    f"SELECT {_ROW} FROM result WHERE alias = ? AND finish IS NULL"
+    " AND CAST(owner AS BLOB) = ?"
 )
 _TO_BE_CANCELLED = (
     f"SELECT {_ROW} FROM result WHERE alias = ? AND owner = ? AND finish IS NULL"
@@ -109,20 +120,28 @@ _OWNERS = """
     )
     SELECT owner FROM each WHERE owner IS NOT NULL
 """
-_COUNTS = """
+_COUNTS = f"""
     SELECT status, count(*) FROM result
     WHERE alias = ? AND finish IS NULL GROUP BY status
     UNION ALL
     SELECT status, count(*) FROM result
     WHERE alias = ? AND finish IS NOT NULL GROUP BY status
     UNION ALL
-    SELECT 'UNREADABLE', count(*) FROM unreadable WHERE alias = ?
+    SELECT '{_UNREADABLE}', count(*) FROM unreadable WHERE alias = ?
 """
+# A time that is none is as old as can be.
 _FINISHED = """
-    SELECT number, finished_at FROM result
-    WHERE alias = ? AND finish IS NOT NULL ORDER BY finish LIMIT ?
+    SELECT number, finish <= ?, finished_at < ? OR typeof(finished_at) <> 'real'
+    FROM result WHERE alias = ? AND finish IS NOT NULL ORDER BY finish LIMIT ?
 """
-_HOW_MANY_FINISHED = "SELECT count(*) FROM result WHERE alias = ? AND finish NOT NULL"
+_LAST_IN_EXCESS = """
+    SELECT finish FROM result WHERE alias = ? AND finish IS NOT NULL
+    ORDER BY finish DESC LIMIT 1 OFFSET ?
+"""
+# Another one may have its number by now.
+_DELETE = """
+    DELETE FROM result WHERE number = ? AND CAST(id AS BLOB) = CAST(? AS BLOB)
+"""
 _SET_ASIDE = """
     INSERT INTO unreadable (alias, noticed_at, reason, content) VALUES (?, ?, ?, ?)
 """
@@ -145,6 +164,7 @@ class SqliteStore:
     is_shared: bool = True
     is_durable: bool = True
     may_block: bool = True
+    is_in_transaction: bool = False
 
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
         given = options.store_options
@@ -218,7 +238,13 @@ class SqliteStore:
 
     def unfinished(self) -> Iterator[Record]:
         """See `ResultStore`."""
-        return self._records(_UNFINISHED, self._alias)
+        rows = self._file.read(_UNFINISHED_NUMBERS, self._alias)
+        return self._numbered(sorted(cast("int", number) for (number,) in rows))
+
+    def _numbered(self, numbers: Sequence[int]) -> Iterator[Record]:
+        for some in batched(numbers, _AT_ONCE):
+            rows = self._file.read(_UNFINISHED, self._alias, json.dumps(some))
+            yield from self._readable(rows, is_finished=False)
 
     def discard(
         self,
@@ -228,23 +254,30 @@ class SqliteStore:
         limit: int | None = None,
     ) -> int:
         """See `ResultStore`."""
+        if finished_before is None and keep is None:
+            return 0
 
         def discard(db: sqlite3.Connection) -> int:
-            excess = 0
+            last_in_excess = (0,)
             if keep is not None:
-                (there,) = db.execute(_HOW_MANY_FINISHED, (self._alias,)).fetchone()
-                excess = there - keep
-            count = 0
-            at_most = -1 if limit is None else limit
+                row = db.execute(_LAST_IN_EXCESS, (self._alias, keep)).fetchone()
+                last_in_excess = row or last_in_excess
+            rows = db.execute(
+                _FINISHED,
+                (
+                    *last_in_excess,
+                    finished_before,
+                    self._alias,
+                    -1 if limit is None else limit,
+                ),
+            )
             doomed: list[tuple[int]] = []
-            for number, finished_at in db.execute(_FINISHED, (self._alias, at_most)):
-                is_old = finished_before is not None and finished_at < finished_before
-                if count >= excess and not is_old:
+            for number, is_in_excess, is_old in rows:
+                if not is_in_excess and (finished_before is None or not is_old):
                     break
                 doomed.append((number,))
-                count += 1
             db.executemany("DELETE FROM result WHERE number = ?", doomed)
-            return count
+            return len(doomed)
 
         return self._file.write(discard)
 
@@ -255,11 +288,28 @@ class SqliteStore:
     def owners(self) -> Sequence[str]:
         """See `OwnedResultStore`."""
         rows = self._file.read(_OWNERS, self._alias, self._alias)
-        return [owner for (owner,) in rows if isinstance(owner, str)]
+        owners: list[str] = []
+        for (owner,) in rows:
+            if isinstance(owner, str):
+                owners.append(owner)
+            else:  # somebody has changed it, so nobody would ever see to its tasks
+                rows = self._file.read(_OWNED_BY_BYTES, self._alias, owner)
+                self._readable(rows)
+        return owners
 
     def owned_by(self, owner: str, /) -> Iterator[Record]:
         """See `OwnedResultStore`."""
-        return self._records(_OWNED_BY, self._alias, owner)
+        # A few at once: who is slow must not keep the file from being tidied up.
+        ((last,),) = self._file.read("SELECT coalesce(max(number), 0) FROM result")
+        return self._owned_by(owner, last)
+
+    def _owned_by(self, owner: str, last: object) -> Iterator[Record]:
+        after: object = 0
+        while rows := self._file.read(
+            _OWNED_BY, self._alias, owner, after, last, _AT_ONCE
+        ):
+            yield from self._readable(rows, is_finished=False)
+            after = rows[-1][0]
 
     def cancel_requests(self, owner: str, /) -> Sequence[Record]:
         """See `OwnedResultStore`."""
@@ -268,29 +318,15 @@ class SqliteStore:
 
     def counts(self) -> Mapping[str, int]:
         """See `OwnedResultStore`."""
-        counts: dict[str, int] = {}
+        counts = Counter[str]()
         for status, count in self._file.read(_COUNTS, *[self._alias] * 3):
             assert isinstance(count, int)
-            if count:
-                counts[str(status)] = counts.get(str(status), 0) + count
-        return counts
+            counts[str(status) if status in _STATUSES else _UNREADABLE] += count
+        return +counts
 
     def version(self) -> int | None:
         """See `OwnedResultStore`."""
         return self._file.version()
-
-    def _records(self, query: str, *parameters: object) -> Iterator[Record]:
-        """A few at once: who is slow must not keep the file from being tidied up."""
-        ((last,),) = self._file.read("SELECT coalesce(max(number), 0) FROM result")
-        return self._records_until(last, query, *parameters)
-
-    def _records_until(
-        self, last: object, query: str, *parameters: object
-    ) -> Iterator[Record]:
-        after: object = 0
-        while rows := self._file.read(query, *parameters, after, last, _AT_ONCE):
-            yield from self._readable(rows, is_finished=False)
-            after = rows[-1][0]
 
     def _readable(
         self, rows: Sequence[Sequence[object]], *, is_finished: bool | None = None
@@ -310,8 +346,7 @@ class SqliteStore:
 
     def _set_aside(self, row: Sequence[object], *, reason: str) -> None:
         def set_aside(db: sqlite3.Connection) -> bool:
-            delete = "DELETE FROM result WHERE number = ?"
-            if db.execute(delete, (row[0],)).rowcount == 0:  # somebody was faster
+            if db.execute(_DELETE, row[:2]).rowcount == 0:  # somebody was faster
                 return False
             content = ascii(dict(zip(("number", *COLUMNS), row, strict=True)))
             db.execute(_SET_ASIDE, (self._alias, time.time(), ascii(reason), content))
@@ -344,12 +379,24 @@ class _Owners(LockFiles):
 def _path_of(given: object, *, alias: str) -> Path:
     if isinstance(given, str | Path):
         return Path(given).absolute()
-    module: object = getattr(settings, "SETTINGS_MODULE", None)
-    spec = find_spec(module) if isinstance(module, str) else None
-    if spec is None or spec.origin is None:
+    directory = _settings_directory()
+    if directory is None:
         raise ImproperlyConfigured(
             f"TASKS[{alias!r}]['OPTIONS']['STORE'] is 'sqlite' and the settings are no "
             "module, beside which its file could be: name one in "
             "STORE_OPTIONS['PATH']."
         )
-    return Path(spec.origin).parent / _NAME
+    return directory / _NAME
+
+
+def _settings_directory() -> Path | None:
+    holder: object = settings
+    while holder is not None:
+        module: object = getattr(holder, "SETTINGS_MODULE", None)
+        if isinstance(module, str):
+            file = getattr(import_module(module), "__file__", None)
+            return None if file is None else Path(file).absolute().parent
+        # Those that are overridden, as in tests, are inside.
+        inside = vars(holder)
+        holder = inside.get("_wrapped") or inside.get("default_settings")
+    return None
