@@ -156,6 +156,8 @@ class SharedStore:
 class OwnedStore(SharedStore):
     """One whose tasks others take over."""
 
+    is_in_transaction = False
+
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
         super().__init__(options, alias=alias)
         path = str(options.store_options["PATH"])
@@ -175,7 +177,8 @@ class OwnedStore(SharedStore):
         return [each for each in self.owned_by(owner) if each.is_cancel_requested]
 
     def counts(self) -> Mapping[str, int]:
-        return Counter(record.status.value for record in self.unfinished())
+        query = "SELECT text FROM record WHERE alias = ?"
+        return Counter(record.status.value for record in self._rows(query, self._alias))
 
     def version(self) -> int | None:
         with self._lock:

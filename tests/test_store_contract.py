@@ -1,5 +1,7 @@
 """Every store keeps what `ResultStore` promises."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import pytest
 from django_tasks_local.options import LocalOptions
 from django_tasks_local.stores.memory import MemoryStore
 from django_tasks_local.stores.sqlite import SqliteStore
-from django_tasks_local.testing import ResultStoreContract
+from django_tasks_local.testing import OwnedResultStoreContract, ResultStoreContract
 
-from .shared_store import SharedStore
+from .shared_store import OwnedStore, SharedStore
 
 
 class TestMemoryStore(ResultStoreContract):
@@ -35,7 +37,19 @@ class TestSharedStore(ResultStoreContract):
         return SharedStore(options, alias=alias)
 
 
-class TestSqliteStore(ResultStoreContract):
+class TestOwnedStore(OwnedResultStoreContract):
+    """The one of the tests' own whose tasks are adopted."""
+
+    @pytest.fixture(autouse=True)
+    def _directory(self, tmp_path: Path) -> None:
+        self._path = tmp_path / "results"
+
+    def make_store(self, options: LocalOptions, /, *, alias: str) -> OwnedStore:
+        options = replace(options, store_options={"PATH": self._path})
+        return OwnedStore(options, alias=alias)
+
+
+class TestSqliteStore(OwnedResultStoreContract):
     @pytest.fixture(autouse=True)
     def _directory(self, tmp_path: Path) -> None:
         self._path = tmp_path / "results"
@@ -43,3 +57,8 @@ class TestSqliteStore(ResultStoreContract):
     def make_store(self, options: LocalOptions, /, *, alias: str) -> SqliteStore:
         options = replace(options, store_options={"PATH": self._path})
         return SqliteStore(options, alias=alias)
+
+    def corrupt(self, result_id: str, column: str, value: str, /) -> bool:
+        with closing(sqlite3.connect(self._path, autocommit=True)) as db:
+            query = f"UPDATE result SET {column} = ? WHERE id = ?"
+            return db.execute(query, (value, result_id)).rowcount == 1

@@ -1,6 +1,7 @@
 """Implementations fit their Protocols."""
 
 from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable
+from pathlib import Path
 from typing import override
 
 from django.tasks import TaskResult
@@ -25,6 +26,8 @@ from django_tasks_local.poller import PolledResult
 from django_tasks_local.protocols import (
     CallbackExecutor,
     ExecutorFactory,
+    OwnedResultStore,
+    Ownership,
     ParentLink,
     ResultStore,
     ResultStoreFactory,
@@ -35,9 +38,12 @@ from django_tasks_local.protocols import (
     WorkerHost,
 )
 from django_tasks_local.records import Record
+from django_tasks_local.stores.lock_files import LockFiles
 from django_tasks_local.stores.memory import MemoryStore
+from django_tasks_local.stores.sqlite import SqliteStore
 from django_tasks_local.testing import (
     ExecutorContract,
+    OwnedResultStoreContract,
     RecordingHost,
     ResultStoreContract,
 )
@@ -59,9 +65,15 @@ _event_loop: ExecutorFactory = EventLoopExecutor
 
 def stores(options: LocalOptions) -> None:
     _a: ResultStore = MemoryStore(options, alias="default")
+    _b: OwnedResultStore = SqliteStore(options, alias="default")
+
+
+def ownerships(directory: Path) -> None:
+    _a: Ownership = LockFiles(directory)
 
 
 _memory: ResultStoreFactory = MemoryStore
+_sqlite: ResultStoreFactory = SqliteStore
 
 
 def hosts(dispatcher: Dispatcher, link: PipeLink) -> None:
@@ -109,6 +121,12 @@ class OwnStoreTests(ResultStoreContract):
     @override
     def make_store(self, options: LocalOptions, /, *, alias: str) -> MemoryStore:
         return MemoryStore(options, alias=alias)
+
+
+class OwnOwnedStoreTests(OwnedResultStoreContract):
+    @override
+    def make_store(self, options: LocalOptions, /, *, alias: str) -> SqliteStore:
+        return SqliteStore(options, alias=alias)
 
 
 # What does not fit.

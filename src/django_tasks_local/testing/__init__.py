@@ -8,10 +8,12 @@ project's settings must be set up. Nothing here imports a test framework.
 
 from .executors import ExecutorContract
 from .hosts import RecordingHost, SavedMetadata, Start
+from .owned_stores import OwnedResultStoreContract
 from .stores import ResultStoreContract
 
 __all__ = [
     "ExecutorContract",
+    "OwnedResultStoreContract",
     "RecordingHost",
     "ResultStoreContract",
     "SavedMetadata",

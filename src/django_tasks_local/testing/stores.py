@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from django.tasks.base import TaskResultStatus
 
-from ..identity import new_owner, new_result_id
+from ..identity import new_result_id
 from ..json_text import decode_value, encode_arguments, encode_metadata, encode_value
 from ..options import LocalOptions
 from ..protocols import ResultStore
@@ -16,7 +16,6 @@ from ..records import (
     Outcome,
     Record,
     TaskSpec,
-    Timestamp,
     apply_cancel,
     apply_cancel_request,
     apply_metadata,
@@ -24,38 +23,15 @@ from ..records import (
     apply_start,
 )
 from .contract import ALIAS, in_threads, options_for
+from .records import (
+    do_nothing,
+    finished_record,
+    ready_record,
+    record_to_be_tried_again,
+    running_record,
+)
 
 __all__ = ["ResultStoreContract"]
-
-
-def _ready(number: int, *, enqueued_at: Timestamp | None = None) -> Record:
-    return Record(
-        id=new_result_id(),
-        task=TaskSpec("project.tasks.work", 0, "default", ALIAS, False),
-        alias=ALIAS,
-        arguments=f"[[{number}],{{}}]",
-        run_after=None,
-        owner=new_owner(),
-        enqueued_at=1_000.0 + number if enqueued_at is None else enqueued_at,
-    )
-
-
-def _running(record: Record) -> Record:
-    return apply_start(record, worker_id="host:1:worker", at=2_000.0)
-
-
-def _to_be_tried_again(record: Record) -> Record:
-    error = ErrorRecord("builtins.ValueError", "wrong")
-    outcome = Outcome(record.id, 2_500.0, error=error, retry_after_s=1_500.25)
-    return apply_outcome(record, outcome)
-
-
-def _finished(record: Record, *, at: Timestamp = 3_000.0) -> Record:
-    return apply_outcome(record, Outcome(record.id, at, "null"))
-
-
-def _nothing() -> None:
-    pass
 
 
 class ResultStoreContract:
@@ -84,15 +60,15 @@ class ResultStoreContract:
 
     @staticmethod
     def _add(store: ResultStore, *records: Record) -> None:
-        store.add(records, on_visible=_nothing)
+        store.add(records, on_visible=do_nothing)
 
     @staticmethod
     def _add_finished(store: ResultStore, count: int) -> list[Record]:
         """Records that were added in one order and finished in the opposite one."""
-        records = [_ready(number) for number in range(count)]
-        store.add(records, on_visible=_nothing)
+        records = [ready_record(number) for number in range(count)]
+        store.add(records, on_visible=do_nothing)
         finished = [
-            _finished(record, at=3_000.0 + position)
+            finished_record(record, at=3_000.0 + position)
             for position, record in enumerate(reversed(records))
         ]
         for record in finished:
@@ -108,7 +84,7 @@ class ResultStoreContract:
     # add
 
     def test_added_records_are_there(self) -> None:
-        first, second = _ready(1), _ready(2)
+        first, second = ready_record(1), ready_record(2)
         with self._store() as store:
             self._add(store, first, second)
 
@@ -120,12 +96,15 @@ class ResultStoreContract:
     def test_on_visible_is_called_once(self) -> None:
         calls: list[str] = []
         with self._store() as store:
-            store.add([_ready(1), _ready(2)], on_visible=lambda: calls.append("seen"))
+            store.add(
+                [ready_record(1), ready_record(2)],
+                on_visible=lambda: calls.append("seen"),
+            )
 
             assert calls == ["seen"]
 
     def test_others_see_the_records_when_on_visible_is_called(self) -> None:
-        records = [_ready(1), _ready(2)]
+        records = [ready_record(1), ready_record(2)]
         ids = [record.id for record in records]
         seen: list[set[str]] = []
         with self._store() as store:
@@ -141,7 +120,7 @@ class ResultStoreContract:
             assert seen == [set(ids)]
 
     def test_what_on_visible_raises_comes_out_and_the_records_stay(self) -> None:
-        record = _ready(1)
+        record = ready_record(1)
 
         def interrupt() -> None:
             raise KeyboardInterrupt
@@ -157,8 +136,8 @@ class ResultStoreContract:
             assert set(store.get([record.id])) == {record.id}
 
     def test_on_visible_may_use_the_store(self) -> None:
-        record = _ready(1)
-        began = _running(record)
+        record = ready_record(1)
+        began = running_record(record)
         saved: list[bool] = []
         with self._store() as store:
             store.add([record], on_visible=lambda: saved.extend(store.save([began])))
@@ -167,10 +146,10 @@ class ResultStoreContract:
             assert store.get([record.id])[record.id] == began
 
     def test_id_that_is_there_is_refused(self) -> None:
-        record = _ready(1)
+        record = ready_record(1)
         with self._store() as store:
             self._add(store, record)
-            for again in (record, _ready(2)._replace(id=record.id)):
+            for again in (record, ready_record(2)._replace(id=record.id)):
                 self._assert_refused(store, [again])
 
             assert store.get([record.id])[record.id] == record
@@ -178,12 +157,12 @@ class ResultStoreContract:
     def test_id_of_a_finished_record_is_refused(self) -> None:
         with self._store() as store:
             (finished,) = self._add_finished(store, 1)
-            self._assert_refused(store, [_ready(2)._replace(id=finished.id)])
+            self._assert_refused(store, [ready_record(2)._replace(id=finished.id)])
 
             assert store.get([finished.id])[finished.id] == finished
 
     def test_all_are_added_or_none(self) -> None:
-        kept, first, last = _ready(1), _ready(2), _ready(3)
+        kept, first, last = ready_record(1), ready_record(2), ready_record(3)
         with self._store() as store:
             self._add(store, kept)
             self._assert_refused(store, [first, kept, last])
@@ -192,7 +171,7 @@ class ResultStoreContract:
             assert [record.id for record in store.unfinished()] == [kept.id]
 
     def test_id_may_not_come_twice(self) -> None:
-        record, other = _ready(1), _ready(2)
+        record, other = ready_record(1), ready_record(2)
         with self._store() as store:
             self._assert_refused(store, [record, other, record])
 
@@ -209,7 +188,7 @@ class ResultStoreContract:
         assert calls == []
 
     def test_of_many_that_add_one_id_one_wins(self) -> None:
-        record = _ready(0)
+        record = ready_record(0)
         rivals = [record._replace(owner=f"host:{n}") for n in range(self.racers)]
         with self._store() as store:
 
@@ -233,7 +212,7 @@ class ResultStoreContract:
     # get
 
     def test_unknown_ids_are_left_out(self) -> None:
-        record = _ready(1)
+        record = ready_record(1)
         with self._store() as store:
             self._add(store, record)
 
@@ -244,7 +223,7 @@ class ResultStoreContract:
             assert dict(store.get([])) == {}
 
     def test_ids_may_come_from_a_generator_and_twice(self) -> None:
-        record = _ready(1)
+        record = ready_record(1)
         with self._store() as store:
             self._add(store, record)
 
@@ -279,20 +258,20 @@ class ResultStoreContract:
                 self._assert_same(store, record)
 
     def test_what_changes_while_a_task_runs_comes_back_as_it_was(self) -> None:
-        ready = _ready(1)._replace(
+        ready = ready_record(1)._replace(
             metadata=encode_metadata({"größe": [1.5, None, "🧵\n漢字"]}),
             due_at=1_700_000_000.123456,
         )
         other = encode_metadata({"": {"ü": "“"}, "done": 1e300})
         error = ErrorRecord("project.Größe", "Zeile\n🧵")
         changes: Sequence[Callable[[Record], Record]] = (
-            _running,
+            running_record,
             lambda record: apply_metadata(record, "{}"),
             apply_cancel_request,
-            _to_be_tried_again,
-            _running,
+            record_to_be_tried_again,
+            running_record,
             lambda record: apply_metadata(record, other),
-            _to_be_tried_again,
+            record_to_be_tried_again,
             lambda record: apply_cancel(record, error, at=0.1 + 0.2),
         )
         with self._store() as store:
@@ -307,11 +286,11 @@ class ResultStoreContract:
 
     def test_large_texts_come_back_as_they_were(self) -> None:
         text = "größer 🧵 " * 200_000
-        record = _ready(1)._replace(
+        record = ready_record(1)._replace(
             arguments=encode_arguments([text], {}), metadata=encode_metadata({"": text})
         )
         finished = apply_outcome(
-            _running(record), Outcome(record.id, 3_000.0, encode_value(text))
+            running_record(record), Outcome(record.id, 3_000.0, encode_value(text))
         )
         with self._store() as store:
             self._add(store, record)
@@ -335,9 +314,9 @@ class ResultStoreContract:
     # save
 
     def test_next_revision_replaces_a_record(self) -> None:
-        record = _ready(1)
-        running = _running(record)
-        finished = _finished(running)
+        record = ready_record(1)
+        running = running_record(record)
+        finished = finished_record(running)
         with self._store() as store:
             self._add(store, record)
             for changed in (running, finished):
@@ -345,42 +324,42 @@ class ResultStoreContract:
                 assert store.get([record.id])[record.id] == changed
 
     def test_any_other_revision_is_refused(self) -> None:
-        record = _ready(1)
-        running = _running(record)
+        record = ready_record(1)
+        running = running_record(record)
         with self._store() as store:
             self._add(store, record)
             assert list(store.save([running])) == [True]
             for revision in (-1, 0, 1, 3):
-                other = _finished(running)._replace(revision=revision)
+                other = finished_record(running)._replace(revision=revision)
                 assert list(store.save([other])) == [False]
 
             assert store.get([record.id])[record.id] == running
 
     def test_record_that_is_not_there_is_refused(self) -> None:
-        record = _ready(1)
+        record = ready_record(1)
         with self._store() as store:
-            assert list(store.save([_running(record)])) == [False]
+            assert list(store.save([running_record(record)])) == [False]
 
             assert dict(store.get([record.id])) == {}
             assert list(store.unfinished()) == []
 
     def test_save_says_for_each_record_whether_it_was_taken(self) -> None:
-        first, second, unknown = _ready(1), _ready(2), _ready(3)
-        stale = _finished(second)._replace(revision=5)
+        first, second, unknown = ready_record(1), ready_record(2), ready_record(3)
+        stale = finished_record(second)._replace(revision=5)
         with self._store() as store:
             self._add(store, first, second)
 
-            saved = store.save([stale, _running(first), _running(unknown)])
+            saved = store.save([stale, running_record(first), running_record(unknown)])
 
             assert list(saved) == [False, True, False]
             assert dict(store.get([first.id, second.id, unknown.id])) == {
-                first.id: _running(first),
+                first.id: running_record(first),
                 second.id: second,
             }
             assert list(store.save([])) == []
 
     def test_of_many_that_save_one_revision_one_wins(self) -> None:
-        record = _ready(0)
+        record = ready_record(0)
         with self._store() as store:
             self._add(store, record)
             for revision in range(1, 11):
@@ -401,7 +380,7 @@ class ResultStoreContract:
                 assert store.get([record.id])[record.id] == winner
 
     def test_of_many_that_change_metadata_each_wins_in_its_turn(self) -> None:
-        record = _running(_ready(0))
+        record = running_record(ready_record(0))
         with self._store() as store:
             self._add(store, record)
 
@@ -437,9 +416,12 @@ class ResultStoreContract:
         error = ErrorRecord("project.Cancelled", "cancelled")
         with self._store() as store:
             for number in range(10):
-                record = _ready(number)
+                record = ready_record(number)
                 self._add(store, record)
-                changes = [apply_cancel(record, error, at=3_000.0), _running(record)]
+                changes = [
+                    apply_cancel(record, error, at=3_000.0),
+                    running_record(record),
+                ]
 
                 def saver(change: Record) -> Callable[[], bool]:
                     return lambda: store.save([change])[0]
@@ -457,19 +439,19 @@ class ResultStoreContract:
     # unfinished
 
     def test_unfinished_records_come_oldest_first(self) -> None:
-        records = [_ready(number) for number in range(6)]
+        records = [ready_record(number) for number in range(6)]
         with self._store() as store:
             for record in records:
                 self._add(store, record)
             # What happens to a record does not make it younger.
             for record in (records[4], records[1]):
-                store.save([_running(record)])
-            store.save([_finished(records[0]), _finished(records[3])])
+                store.save([running_record(record)])
+            store.save([finished_record(records[0]), finished_record(records[3])])
 
             assert list(store.unfinished()) == [
-                _running(records[1]),
+                running_record(records[1]),
                 records[2],
-                _running(records[4]),
+                running_record(records[4]),
                 records[5],
             ]
 
@@ -478,17 +460,17 @@ class ResultStoreContract:
             assert list(store.unfinished()) == []
 
     def test_unfinished_records_are_those_of_the_call(self) -> None:
-        first, second, late = _ready(1), _ready(2), _ready(3)
+        first, second, late = ready_record(1), ready_record(2), ready_record(3)
         with self._store() as store:
             self._add(store, first, second)
 
             unfinished = store.unfinished()
             self._add(store, late)
-            store.save([_finished(first), _running(second)])
+            store.save([finished_record(first), running_record(second)])
 
             # As they were at the call, or as they are.
             left = [record for record in unfinished if record != first]
-            assert left in ([second], [_running(second)])
+            assert left in ([second], [running_record(second)])
 
     # discard
 
@@ -538,30 +520,33 @@ class ResultStoreContract:
             assert self._left(store, finished) == finished
 
     def test_unfinished_records_are_never_discarded(self) -> None:
-        waiting, running = _ready(1), _ready(2)
+        waiting, running = ready_record(1), ready_record(2)
         with self._store() as store:
             self._add(store, waiting, running)
-            store.save([_running(running)])
+            store.save([running_record(running)])
             finished = self._add_finished(store, 3)
 
             assert store.discard(keep=0, finished_before=9_000.0) == 3
             assert self._left(store, finished) == []
-            assert list(store.unfinished()) == [waiting, _running(running)]
+            assert list(store.unfinished()) == [waiting, running_record(running)]
             assert store.discard(keep=0, finished_before=9_000.0) == 0
 
     def test_record_that_waits_for_another_attempt_is_unfinished(self) -> None:
-        first, second = _ready(1), _ready(2)
-        again = _to_be_tried_again(_running(first))
+        first, second = ready_record(1), ready_record(2)
+        again = record_to_be_tried_again(running_record(first))
         with self._store() as store:
             self._add(store, first, second)
-            for record in (_running(first), again):
+            for record in (running_record(first), again):
                 assert list(store.save([record])) == [True]
 
             assert list(store.unfinished()) == [again, second]
             assert store.discard(keep=0, finished_before=9_000.0) == 0
             self._assert_same(store, again)
 
-            for record in (_running(again), _finished(_running(again))):
+            for record in (
+                running_record(again),
+                finished_record(running_record(again)),
+            ):
                 assert list(store.save([record])) == [True]
             assert list(store.unfinished()) == [second]
             assert store.discard(keep=0) == 1
@@ -589,14 +574,16 @@ class ResultStoreContract:
                 def run() -> list[str]:
                     ids: list[str] = []
                     for turn in range(20):
-                        record = _ready(turn)
+                        record = ready_record(turn)
                         self._add(store, record)
-                        assert store.save([_running(record)])[0]
+                        assert store.save([running_record(record)])[0]
                         assert record.id in {each.id for each in store.unfinished()}
                         found = store.get([record.id])
-                        assert found == {record.id: _running(record)}
+                        assert found == {record.id: running_record(record)}
                         if number % 2:
-                            assert store.save([_finished(_running(record))])[0]
+                            assert store.save(
+                                [finished_record(running_record(record))]
+                            )[0]
                             store.discard(keep=3)
                         else:
                             ids.append(record.id)
@@ -613,6 +600,6 @@ class ResultStoreContract:
 
     def test_store_may_be_closed_twice(self) -> None:
         with self._store() as store:
-            self._add(store, _ready(1))
+            self._add(store, ready_record(1))
             store.close()
             store.close()
