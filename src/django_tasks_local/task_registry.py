@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any, cast
+from weakref import WeakSet
 
 from django.tasks import task_backends
 from django.tasks.base import Task
@@ -33,6 +34,8 @@ _tasks: "dict[TaskSpec, Task[..., Any]]" = {}
 # What multiprocessing calls a main module that it imports in a child.
 _MAIN_IN_CHILD = "__mp_main__."
 _functions: dict[str, Callable[..., Any]] = {}
+# The functions of tasks that have vanished.
+_stand_ins = WeakSet[Callable[..., Any]]()
 
 
 def spec_of(task: "Task[..., Any]", /) -> TaskSpec:
@@ -148,10 +151,17 @@ def stand_in(spec: TaskSpec, alias: str, /) -> "Task[..., Any]":
 
     The `alias` is that of its result.
     """
+
+    def vanished(*args: object, **kwargs: object) -> None:
+        raise InvalidTask(f"There is no task {spec.path!r} any more.")
+
+    module, _, name = spec.path.rpartition(".")
+    vanished.__module__, vanished.__qualname__ = module, name
+    _stand_ins.add(vanished)
     backend = spec.backend if spec.backend in task_backends else alias
     return task_backends[backend].task_class(
         priority=spec.priority,
-        func=_Vanished(spec.path),
+        func=vanished,
         backend=backend,
         queue_name=spec.queue_name,
         run_after=None,
@@ -161,19 +171,8 @@ def stand_in(spec: TaskSpec, alias: str, /) -> "Task[..., Any]":
 
 def check_that_it_is_there(task: "Task[..., Any]", /) -> None:
     """Raise InvalidTask where a task only stands for one that has vanished."""
-    if isinstance(task.func, _Vanished):
+    if task.func in _stand_ins:
         task.func()
-
-
-class _Vanished:
-    """In the place of the function that was at a path."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self.__module__, _, self.__qualname__ = path.rpartition(".")
-
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        raise InvalidTask(f"There is no task {self._path!r} any more.")
 
 
 def _replace(task: "Task[..., Any]", **options: Any) -> "Task[..., Any]":
