@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from types import TracebackType
@@ -151,7 +151,10 @@ def _own(alias: str, port: int) -> None:
     def answer(value: object) -> None:
         print(json.dumps(value), file=file, flush=True)
 
-    functions = {"enqueue": enqueue, "adopt_at_death": adopt_at_death}
+    functions: dict[str, Callable[..., object]] = {
+        "enqueue": enqueue,
+        "adopt_at_death": adopt_at_death,
+    }
     backend: Any = task_backends[alias]
     backend.serve()
     with (
