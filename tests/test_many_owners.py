@@ -14,6 +14,7 @@ from django_tasks_local.records import Record
 
 from .gates import LONG_S, Gate
 from .kept import ALIAS, find, setting_of, sharing
+from .leftovers import wait_until_gone
 from .many_owners import Owner, Owners
 from .noting_tasks import note_and_hold
 from .recovering_tasks import note
@@ -71,6 +72,22 @@ def records_of(ids: Iterable[str]) -> Mapping[str, Record]:
 def pid_in(name: str) -> int:
     """Of an owner or a worker."""
     return int(name.split(":")[1])
+
+
+def test_nothing_is_left_of_who_died_with_all_its_tasks_done(tmp_path: Path) -> None:
+    path, noted = tmp_path / "results.sqlite3", str(tmp_path / "noted")
+    with sharing(path), Owners({**THREADS, **setting_of(path)}, count=2) as owners:
+        for victim in [*owners.living]:
+            (result_id,) = victim.enqueue(note, [(noted, "done")])
+            find(result_id).join(LONG_S)
+            victim.kill()
+            assert wait_until_gone(victim.pid)
+            owners.replace(victim)
+        for owner in owners.living:
+            owner.enqueue(note, [(noted, "done")], in_s=AN_HOUR_S)
+        names = [file.name for file in path.with_name(f"{path.name}-owners").iterdir()]
+        assert {pid_in(name) for name in names} == {each.pid for each in owners.living}
+        assert len(names) == 2
 
 
 def test_a_hundred_kills_lose_no_task_and_none_runs_twice(

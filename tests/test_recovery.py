@@ -1,7 +1,8 @@
 """Tasks outlive the processes that run them: adopted, cancelled and seen by others."""
 
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -247,6 +248,39 @@ class TestAdoption:
             assert error.exception_class_path == path_of(InvalidTask)
             assert "The code of task 'tests.tasks.add' has changed" in error.traceback
             assert handle.attempts == 0
+
+    def test_only_what_is_a_task_ever_runs(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            ids = other.enqueue_many(add, 4, 1, 2)
+            other.kill()
+        # Somebody who can write the file would have other things called.
+        with closing(sqlite3.connect(path)) as db, db:
+            for result_id, column, value in (
+                (ids[0], "task_path", "os.getpid"),
+                (ids[1], "queue_name", "gone"),
+                (ids[2], "priority", 1_000),
+            ):
+                db.execute(
+                    f"UPDATE result SET {column} = ? WHERE id = ?", (value, result_id)
+                )
+        share(setting_of(path))
+        serve()
+        assert find(ids[3]).wait(LONG_S) == 3
+        for result_id in ids[:3]:
+            handle = find(result_id)
+            handle.join(LONG_S)
+            (error,) = handle.errors
+            assert error.exception_class_path == path_of(InvalidTask)
+        gone, other_queue, urgent = (find(each).task for each in ids[:3])
+        assert gone.module_path == "os.getpid"
+        assert other_queue.queue_name == "gone"
+        assert urgent.priority == 1_000
+        with pytest.raises(InvalidTask, match=r"no task 'os\.getpid' any more"):
+            gone.enqueue()
 
 
 class TestCancellingElsewhere:

@@ -732,6 +732,49 @@ class TestFork:
             str(path),
         )
 
+    def test_child_of_a_fork_that_could_not_wait_for_a_write_keeps_its_hands_off(
+        self, path: Path, run_script: RunScript
+    ) -> None:
+        run_script(
+            script(
+                STORES,
+                """
+                from django_tasks_local.errors import StoreError
+                from django_tasks_local.stores import sqlite_file
+                sqlite_file._BUSY_S = 0.01  # or the fork would wait for half a minute
+
+                store = store_of(Path(sys.argv[1]))
+                keep(store, ready_record(0))
+                is_writing, may_end = threading.Event(), threading.Event()
+
+                def write(db):
+                    is_writing.set()
+                    may_end.wait()
+
+                thread = threading.Thread(target=store._file.write, args=[write])
+                thread.start()
+                is_writing.wait()
+                pid = os.fork()
+                if pid == 0:
+                    for use in (store.counts, lambda: keep(store, ready_record(1))):
+                        try:
+                            use()
+                        except StoreError as err:
+                            assert "cannot be used in this process, which" in str(err)
+                        else:
+                            os._exit(1)
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+                may_end.set()
+                thread.join()
+                keep(store, ready_record(2))
+                assert store.counts() == {"READY": 2}
+                store.close()
+                """,
+            ),
+            str(path),
+        )
+
     def test_held_owner_is_not_the_childs(
         self, path: Path, run_script: RunScript
     ) -> None:
@@ -901,6 +944,22 @@ class TestCtrlC:
                 keep(store, ready_record(0))
                 count += len(seen) + 1
                 assert store.counts() == {"READY": count}
+                if not interrupter.has_interrupted:
+                    assert at > 50
+                    break
+
+    def test_at_any_moment_of_a_refused_enqueue_it_comes_out(self, path: Path) -> None:
+        with stores_of(path) as (store,):
+            there = ready_record(0)
+            keep(store, there)
+            for at in itertools.count():
+                interrupter = Interrupter(at)
+                with pytest.raises((Interrupted, ValueError)) as caught:
+                    interrupter.run(lambda: keep(store, there))
+
+                assert (caught.type is Interrupted) is interrupter.has_interrupted
+                keep(store, ready_record(at))
+                assert store.counts() == {"READY": at + 2}
                 if not interrupter.has_interrupted:
                     assert at > 50
                     break

@@ -41,7 +41,7 @@ from .state import (
     settings_generation,
     shutdown_executor,
 )
-from .task_registry import check_that_it_is_there
+from .task_registry import check_that_it_is_there, remember_function
 from .tasks import (
     LocalTask,
     arguments_text,
@@ -167,6 +167,7 @@ class FuturesBackend(BaseTaskBackend):
     def validate_task(self, task: "Task[..., Any]") -> None:
         """Raise InvalidTask where the backend cannot run such a task."""
         super().validate_task(task)
+        remember_function(task)
         timeout = self.options.get("TIMEOUT")
         where = f"TASKS[{self.alias!r}]['OPTIONS']['TIMEOUT']"
         if isinstance(task, LocalTask) and task.timeout is not None:

@@ -22,7 +22,7 @@ from .poller import PolledResult
 from .progress import METADATA_KEY, Progress, as_progress
 from .protocols import Waitable
 from .records import Record, Timestamp
-from .task_registry import find_task, stand_in
+from .task_registry import find_checked_task, stand_in
 from .times import to_datetime
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ class LocalTaskResult[R](_TaskResult[R]):
             except AttributeError:
                 record = self._record
                 try:
-                    task = find_task(record.task, run_after=record.run_after)
+                    task = find_checked_task(record.task, run_after=record.run_after)
                 except Exception:  # its module's, or it is not there any more
                     task = stand_in(record.task, record.alias)
                 _task_slot.__set__(self, task)

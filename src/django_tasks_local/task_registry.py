@@ -20,9 +20,11 @@ from .times import to_datetime
 __all__ = [
     "check_that_it_is_there",
     "find_backoff",
+    "find_checked_task",
     "find_function",
     "find_stored_task",
     "find_task",
+    "remember_function",
     "remember_task",
     "spec_of",
     "stand_in",
@@ -34,6 +36,8 @@ _tasks: "dict[TaskSpec, Task[..., Any]]" = {}
 # What multiprocessing calls a main module that it imports in a child.
 _MAIN_IN_CHILD = "__mp_main__."
 _functions: dict[str, Callable[..., Any]] = {}
+# What tasks have been made of in this process.
+_task_functions = WeakSet[Callable[..., Any]]()
 # The functions of tasks that have vanished.
 _stand_ins = WeakSet[Callable[..., Any]]()
 
@@ -113,9 +117,10 @@ def find_stored_task(record: Record, /) -> "Task[..., Any]":
     """
     spec = record.task
     try:
-        _check_that_it_is_a_task(spec)
-        task = find_task(spec, run_after=record.run_after, metadata=record.metadata)
-    except Exception as err:  # a module of the project's is imported
+        task = find_checked_task(
+            spec, run_after=record.run_after, metadata=record.metadata
+        )
+    except (Exception, SystemExit) as err:  # a module of the project's is imported
         raise InvalidTask(
             f"Task {spec.path!r}, which was enqueued by another process, cannot be "
             f"run: {type(err).__name__}: {err}"
@@ -133,11 +138,30 @@ def find_stored_task(record: Record, /) -> "Task[..., Any]":
     return task
 
 
+def find_checked_task(
+    spec: TaskSpec,
+    /,
+    *,
+    run_after: Timestamp | None = None,
+    metadata: str = NO_METADATA,
+) -> "Task[..., Any]":
+    """As `find_task`, of a spec that somebody else may have written.
+
+    Raises TypeError for what nobody has made a task of.
+    """
+    if spec not in _tasks:
+        _check_that_it_is_a_task(spec)
+    return find_task(spec, run_after=run_after, metadata=metadata)
+
+
+def remember_function(task: "Task[..., Any]", /) -> None:
+    """Somebody has made a task of this function: it may be found by its path."""
+    _task_functions.add(task.func)
+
+
 def _check_that_it_is_a_task(spec: TaskSpec) -> None:
-    if spec in _tasks:
-        return
     found = resolve_name(spec.path)
-    if isinstance(found, Task):
+    if isinstance(found, Task) or found in _task_functions:
         return
     module = sys.modules.get(getattr(found, "__module__", ""))
     for value in [*vars(module).values()] if module is not None else ():
@@ -159,14 +183,23 @@ def stand_in(spec: TaskSpec, alias: str, /) -> "Task[..., Any]":
     vanished.__module__, vanished.__qualname__ = module, name
     _stand_ins.add(vanished)
     backend = spec.backend if spec.backend in task_backends else alias
-    return task_backends[backend].task_class(
-        priority=spec.priority,
+    named = task_backends[backend]
+    task = named.task_class(
+        priority=0,
         func=vanished,
         backend=backend,
-        queue_name=spec.queue_name,
+        queue_name=min(named.queues, default=spec.queue_name),
         run_after=None,
-        takes_context=spec.takes_context,
+        takes_context=False,
     )
+    # Past what is checked: the settings may not know its queue any more either.
+    for field, value in (
+        ("priority", spec.priority),
+        ("queue_name", spec.queue_name),
+        ("takes_context", spec.takes_context),
+    ):
+        object.__setattr__(task, field, value)
+    return task
 
 
 def check_that_it_is_there(task: "Task[..., Any]", /) -> None:

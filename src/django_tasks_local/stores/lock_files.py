@@ -34,14 +34,18 @@ class LockFiles:
                 return
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            # Under its name it is always locked, or its owner has died.
+            new = path.with_suffix(".new")
+            file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with self._lock:
                     self._held[owner] = file
+                os.rename(new, path)
             except BaseException:
                 with self._lock:
                     self._held.pop(owner, None)
+                new.unlink(missing_ok=True)
                 self.bury(owner)
                 os.close(file)
                 raise
@@ -58,20 +62,7 @@ class LockFiles:
         with self._lock:
             if owner in self._held:
                 return True
-        try:
-            file = os.open(self._path(owner), os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        except OSError:  # somebody else's, of whom nothing is known
-            return True
-        try:
-            # Shared, so that of two that look at once each sees what is so.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(file)
-        return False
+        return _is_locked(self._path(owner))
 
     def knows(self, owner: str, /) -> bool:
         """Whether its file is here, so that `is_alive` is certain either way."""
@@ -88,6 +79,16 @@ class LockFiles:
         with suppress(OSError):
             self._path(owner).unlink()
 
+    def bury_all(self) -> None:
+        """Keep nothing of any dead one, whatever it has left unfinished.
+
+        For a store to which an owner without a file is a dead one.
+        """
+        for path in self._directory.glob("*.lock"):
+            if not _is_locked(path):
+                with suppress(OSError):
+                    path.unlink()
+
     def _path(self, owner: str) -> Path:
         return self._directory / f"{quote(owner, safe=':')}.lock"
 
@@ -98,6 +99,23 @@ class LockFiles:
             with suppress(OSError):
                 os.close(file)
         self._held = {}
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's, of whom nothing is known
+        return True
+    try:
+        # Shared, so that of two that look at once each sees what is so.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 _all_files = weakref.WeakSet[LockFiles]()

@@ -374,6 +374,7 @@ class _Owners(LockFiles):
     def hold(self, owner: str, /) -> None:
         self._file.version()  # or it says what is wrong with the file
         super().hold(owner)
+        self.bury_all()  # those who died with nothing unfinished: nobody adopts them
 
 
 def _path_of(given: object, *, alias: str) -> Path:

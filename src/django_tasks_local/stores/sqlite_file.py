@@ -75,10 +75,10 @@ class SqliteFile:
                     self._write_all()
             error = write.error
         except BaseException as err:  # Ctrl-C
-            if self._take_back(write):
+            if self._take_back(write) or write.error is not None:
                 raise
             interruption = err
-            error = write.error
+            error = None
         # From here on to `then` nothing is called, so that no Ctrl-C comes.
         if error is not None:
             if isinstance(error, StoreError):  # others get it too
