@@ -293,8 +293,7 @@ class SqliteStore:
             if isinstance(owner, str):
                 owners.append(owner)
             else:  # somebody has changed it, so nobody would ever see to its tasks
-                rows = self._file.read(_OWNED_BY_BYTES, self._alias, owner)
-                self._readable(rows)
+                self._readable(self._file.read(_OWNED_BY_BYTES, self._alias, owner))
         return owners
 
     def owned_by(self, owner: str, /) -> Iterator[Record]:
