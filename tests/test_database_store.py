@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import connections, transaction
+from django.db.models.functions import Now
 from django.tasks import TaskResult, TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
@@ -22,7 +24,7 @@ from django_tasks_local.errors import StoreError, path_of
 from django_tasks_local.identity import new_owner
 from django_tasks_local.options import LocalOptions
 from django_tasks_local.stores.database.leases import Leases
-from django_tasks_local.stores.database.models import StoredResult
+from django_tasks_local.stores.database.models import OwnerLease, StoredResult
 from django_tasks_local.stores.database.store import DatabaseStore
 from django_tasks_local.testing import OwnedResultStoreContract
 
@@ -450,3 +452,20 @@ class TestLeases:
         assert not here.is_alive(owner)
         here.bury(owner)
         assert not here.is_alive(owner)
+
+    def test_nothing_is_left_of_who_died_with_nothing_unfinished(
+        self, using: str, tmp_path: Path
+    ) -> None:
+        here, same = (self.make(using, tmp_path) for _ in "ab")
+        me, owner, ancient = new_owner(), new_owner(), new_owner()
+        same.hold(owner)
+        same._files.forget()  # type: ignore[union-attr]  # as when its process ends
+        rows = OwnerLease.objects.using(using)
+        rows.create(owner=ancient)
+        rows.filter(owner=ancient).update(renewed_at=Now() - timedelta(days=2))
+        here.hold(me)
+        assert [row.owner for row in rows.all()] == [me]
+        assert len(list(tmp_path.iterdir())) == 1
+        here.release(me)
+        assert not rows.exists()
+        assert list(tmp_path.iterdir()) == []

@@ -107,17 +107,18 @@ class Slots:
         The seconds until the first of them is due, where they are deferred. Those that
         are due too late for a retired one are appended to `late`.
         """
-        wait_s = None
+        first_s = None
         give_way(self._lock)
         with self._lock:
             for job in jobs:
                 job.is_pushed = True
-                # All have the same `run_after`.
-                wait_s = self._put(job, late) or wait_s
+                wait_s = self._put(job, late)
+                if wait_s is not None and (first_s is None or wait_s < first_s):
+                    first_s = wait_s
             self._take_due(due)
             if self._is_retired:
                 self._ended.notify_all()  # who waits looks for when they are due
-        return wait_s
+        return first_s
 
     def put_back(self, job: Job, /) -> None:
         """A task that has got a slot could not be handed over."""

@@ -4,13 +4,16 @@ import fcntl
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ..errors import StoreError
 
 __all__ = ["LockFiles"]
+
+_SUFFIX = ".lock"
 
 
 class LockFiles:
@@ -84,13 +87,17 @@ class LockFiles:
 
         For a store to which an owner without a file is a dead one.
         """
-        for path in self._directory.glob("*.lock"):
+        for owner in self.dead():
+            self.bury(owner)
+
+    def dead(self) -> Iterator[str]:
+        """Those who have died and left their file."""
+        for path in self._directory.glob(f"*{_SUFFIX}"):
             if not _is_locked(path):
-                with suppress(OSError):
-                    path.unlink()
+                yield unquote(path.name.removesuffix(_SUFFIX))
 
     def _path(self, owner: str) -> Path:
-        return self._directory / f"{quote(owner, safe=':')}.lock"
+        return self._directory / f"{quote(owner, safe=':')}{_SUFFIX}"
 
     def forget(self) -> None:
         """In a fork: the locks are the parent's, and must not outlive it here."""

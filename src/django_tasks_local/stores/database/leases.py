@@ -1,5 +1,6 @@
 """Who lives among the processes that share a database, of one machine or of several."""
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -22,6 +23,7 @@ __all__ = ["Leases", "leases_of"]
 
 _LEASE_S = 30.0
 _RENEWALS = 3  # in that time
+_FORGOTTEN = timedelta(days=1)
 
 
 def leases_of(using: str, /) -> "Leases":
@@ -32,13 +34,15 @@ def leases_of(using: str, /) -> "Leases":
         # All who have the file see what is beside it.
         directory = Path(f"{path.absolute()}-owners")
         return Leases(using, directory=directory, has_rows=False)
-    return Leases(using, directory=_own_directory(), has_rows=True)
+    which = repr([str(settings.get(key)) for key in ("HOST", "PORT", "NAME")])
+    name = hashlib.sha256(which.encode()).hexdigest()[:16]
+    return Leases(using, directory=_own_directory(name), has_rows=True)
 
 
-def _own_directory() -> Path | None:
+def _own_directory(name: str) -> Path | None:
     """One that all of this user's processes know; None where others could meddle."""
     user = os.getuid()
-    directory = Path(tempfile.gettempdir()) / f"django-tasks-local-{user}"
+    directory = Path(tempfile.gettempdir()) / f"django-tasks-local-{user}-{name}"
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.lstat()
@@ -83,6 +87,7 @@ class Leases:
             self._apart(partial(self._renew_row, owner))
         with self._lock:
             self._held.add(owner)
+        self._bury_all()
 
     def renew(self) -> float | None:
         if not self._has_rows:
@@ -123,6 +128,21 @@ class Leases:
             self._files.bury(owner)
         if self._has_rows:
             self._apart(partial(self._drop_row, owner))
+
+    def _bury_all(self) -> None:
+        """Keep nothing of those who died with nothing unfinished: nobody adopts them.
+
+        Those of another machine are left for so long that no outage is mistaken.
+        """
+        if self._files is not None:
+            for owner in self._files.dead():
+                self.bury(owner)
+        if self._has_rows:
+            self._apart(self._drop_old_rows)
+
+    def _drop_old_rows(self) -> None:
+        rows = OwnerLease.objects.using(self._using)
+        rows.filter(renewed_at__lt=Now() - _FORGOTTEN).delete()
 
     def _renew_row(self, owner: str) -> None:
         rows = OwnerLease.objects.using(self._using)
