@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +36,12 @@ django.setup()
 
 from django.apps import apps  # noqa: E402  # after the set-up
 from django.conf import settings  # noqa: E402
-from django.db import OperationalError, connections  # noqa: E402
+from django.db import (  # noqa: E402
+    DEFAULT_DB_ALIAS,
+    OperationalError,
+    connections,
+)
+from django.db.utils import ConnectionHandler  # noqa: E402
 from django.test import override_settings  # noqa: E402
 from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 
@@ -222,7 +227,8 @@ def postgresql() -> None:
 
 
 def _require_server(name: str) -> None:
-    connection = connections[name].copy()
+    handler = ConnectionHandler(_as_databases(name))
+    connection = handler[name]
     # There is none of ours yet.
     connection.settings_dict["NAME"] = {"postgresql": "postgres"}.get(name)
     try:
@@ -235,39 +241,69 @@ def _require_server(name: str) -> None:
         connection.close()
 
 
+def _as_databases(name: str) -> dict[str, dict[str, Any]]:
+    return {DEFAULT_DB_ALIAS: {}, name: SERVERS[name]}
+
+
+class Databases:
+    """The test databases on servers, each made where it is first asked for.
+
+    They are among the project's while a test uses them, and no longer: what looks at
+    all of the project's would need all servers.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._settings: dict[str, Any] = {}
+
+    @contextmanager
+    def using(self, alias: str) -> Generator[None]:
+        if alias in self._settings:
+            connections.settings[alias] = self._settings[alias]
+        else:
+            values = connections.configure_settings(_as_databases(alias))[alias]
+            connections.settings[alias] = self._settings[alias] = values
+            names = setup_databases(
+                verbosity=0, interactive=False, aliases={alias: False}
+            )
+            self._stack.callback(teardown_databases, names, verbosity=0)
+        try:
+            yield
+        finally:
+            connections[alias].close()
+            del connections.settings[alias]
+
+    def drop(self) -> None:
+        connections.settings.update(self._settings)
+        self._stack.close()
+        for alias in self._settings:
+            del connections.settings[alias]
+
+
 @pytest.fixture(scope="session")
-def _databases() -> Iterator[Callable[[str], None]]:
-    """Makes the test databases on servers, each where it is first asked for."""
-    with ExitStack() as stack:
-        made: set[str] = set()
-
-        def make(alias: str) -> None:
-            if alias not in made:
-                names = setup_databases(
-                    verbosity=0, interactive=False, aliases={alias: False}
-                )
-                made.add(alias)
-                stack.callback(teardown_databases, names, verbosity=0)
-
-        yield make
+def _databases() -> Iterator[Databases]:
+    databases = Databases()
+    yield databases
+    databases.drop()
 
 
 @pytest.fixture(params=["default", *SERVERS], ids=["sqlite", *SERVERS], name="using")
 def each_database(
     request: pytest.FixtureRequest,
-    _databases: Callable[[str], None],
+    _databases: Databases,
     nothing_left_behind: None,
 ) -> Iterator[str]:
     """An alias of each kind of database in turn, with empty tables for results."""
     alias: str = request.param
-    if alias == "default":
-        request.getfixturevalue("_test_database")
-    else:
-        _require_server(alias)
-        _databases(alias)
-    yield alias
-    for model in apps.get_app_config("django_tasks_local_database").get_models():
-        model._default_manager.using(alias).all().delete()
+    with ExitStack() as stack:
+        if alias == "default":
+            request.getfixturevalue("_test_database")
+        else:
+            _require_server(alias)
+            stack.enter_context(_databases.using(alias))
+        yield alias
+        for model in apps.get_app_config("django_tasks_local_database").get_models():
+            model._default_manager.using(alias).all().delete()
 
 
 @pytest.fixture

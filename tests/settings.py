@@ -6,8 +6,6 @@ from pathlib import Path
 
 from django_tasks_local import TasksSetting
 
-from .databases import SERVERS
-
 SECRET_KEY = "tests"
 USE_TZ = True
 DATABASES = {
@@ -17,7 +15,6 @@ DATABASES = {
         # A file of this very process: a worker process that finds it was told so.
         "TEST": {"NAME": f"{tempfile.gettempdir()}/tasks-local-{os.getpid()}.sqlite3"},
     },
-    **SERVERS,
 }
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -28,6 +25,26 @@ INSTALLED_APPS = [
     "django_tasks_local",
     "django_tasks_local.stores.database",
 ]
+# What the admin asks for.
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "static/"
 ROOT_URLCONF = "tests.urls"
 ALLOWED_HOSTS = ["*"]
 

@@ -26,35 +26,12 @@ from .test_database_store import keeping
 
 RESULTS = "/admin/django_tasks_local_database/storedresult/"
 UNREADABLE = "/admin/django_tasks_local_database/unreadableresult/"
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-]
-TEMPLATES = [
-    {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "APP_DIRS": True,
-        "OPTIONS": {
-            "context_processors": [
-                "django.template.context_processors.request",
-                "django.contrib.auth.context_processors.auth",
-                "django.contrib.messages.context_processors.messages",
-            ]
-        },
-    }
-]
 
 
 @pytest.fixture(autouse=True)
 def _site(database: None) -> Iterator[None]:  # for its effect alone
     with (
-        override_settings(
-            ROOT_URLCONF="tests.admin_urls",
-            MIDDLEWARE=MIDDLEWARE,
-            TEMPLATES=TEMPLATES,
-            STATIC_URL="static/",
-        ),
+        override_settings(ROOT_URLCONF="tests.admin_urls"),
         keeping("default", MAX_WORKERS=1),
     ):
         setup_test_environment()  # pages tell with what they were made

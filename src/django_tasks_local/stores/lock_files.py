@@ -21,7 +21,7 @@ class LockFiles:
 
     Whoever can open the files can tell: the processes of one machine, in containers
     too where they share the directory. A file is locked as long as its owner lives,
-    and goes with it, or later by `bury`.
+    and goes with it, or later by `bury`; the directory goes with the last one.
     """
 
     def __init__(self, directory: Path, /) -> None:
@@ -36,10 +36,9 @@ class LockFiles:
             if owner in self._held:  # Ctrl-C came before that could be noted
                 return
         try:
-            self._directory.mkdir(mode=0o700, exist_ok=True)
             # Under its name it is always locked, or its owner has died.
             new = path.with_suffix(".new")
-            file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            file = self._make(new)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with self._lock:
@@ -57,6 +56,13 @@ class LockFiles:
                 f"{path} cannot be made and locked, by which other processes see that "
                 f"this one lives: {err}"
             ) from err
+
+    def _make(self, new: Path) -> int:
+        while True:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            # The last one of others may have taken the directory away since.
+            with suppress(FileNotFoundError):
+                return os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
     def renew(self) -> float | None:
         return None
@@ -81,6 +87,8 @@ class LockFiles:
     def bury(self, owner: str, /) -> None:
         with suppress(OSError):
             self._path(owner).unlink()
+        with suppress(OSError):  # others have files there
+            self._directory.rmdir()
 
     def bury_all(self) -> None:
         """Keep nothing of any dead one, whatever it has left unfinished.

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import batched
 from typing import Any, ClassVar
 
-from django.conf import settings
-from django.db import IntegrityError, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import Count, Max, Q, QuerySet
 
 from ...logs import log_error
@@ -42,7 +41,7 @@ class DatabaseStore:
 
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
         self._alias = alias
-        self._using = str(options.store_options.get("USING", "default"))
+        self._using = str(options.store_options.get("USING", DEFAULT_DB_ALIAS))
         self._ownership: Leases | None = None
         self._saves = GroupedSaves(
             self._save, self._save_again, name=f"django-tasks-{alias}-save"
@@ -51,8 +50,9 @@ class DatabaseStore:
     @staticmethod
     def find_wrong_options(given: Mapping[str, object], /) -> Iterator[tuple[str, str]]:
         """The names of options with wrong values, and what would be accepted."""
-        if given.get("USING", "default") not in settings.DATABASES:
-            yield "USING", f"one of {', '.join(map(repr, settings.DATABASES))}"
+        known = list(connections)
+        if given.get("USING", DEFAULT_DB_ALIAS) not in known:
+            yield "USING", f"one of {', '.join(map(repr, known))}"
 
     @property
     def ownership(self) -> Leases:
@@ -100,6 +100,11 @@ class DatabaseStore:
 
     def save(self, records: Sequence[Record], /) -> Sequence[bool]:
         """See `ResultStore`."""
+        if any(record.alias != self._alias for record in records):
+            return [
+                record.alias == self._alias and self.save([record])[0]
+                for record in records
+            ]
         if not records:
             return []
         if not self.is_in_transaction:
