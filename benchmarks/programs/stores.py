@@ -83,5 +83,5 @@ def worker() -> Generator[None]:
     try:
         yield
     finally:
-        process.terminate()
+        process.kill()  # on SIGTERM it would tell of the query that it leaves
         process.wait()
