@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -242,7 +243,7 @@ def _require_server(name: str) -> None:
 
 
 def _as_databases(name: str) -> dict[str, dict[str, Any]]:
-    return {DEFAULT_DB_ALIAS: {}, name: SERVERS[name]}
+    return {DEFAULT_DB_ALIAS: {}, name: deepcopy(SERVERS[name])}
 
 
 class Databases:

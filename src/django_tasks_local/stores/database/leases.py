@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from django.db import connections
+from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 from django.db.models.functions import Now
 
 from ...connections import close_connections
@@ -28,11 +29,11 @@ _FORGOTTEN = timedelta(days=1)
 
 def leases_of(using: str, /) -> "Leases":
     """The leases of a database's owners."""
-    settings = connections[using].settings_dict
-    path = Path(str(settings["NAME"]))
-    if connections[using].vendor == "sqlite" and path.is_file():
+    connection = connections[using]
+    settings = connection.settings_dict
+    if isinstance(connection, SqliteWrapper) and not connection.is_in_memory_db():
         # All who have the file see what is beside it.
-        directory = Path(f"{path.absolute()}-owners")
+        directory = Path(f"{Path(str(settings['NAME'])).absolute()}-owners")
         return Leases(using, directory=directory, has_rows=False)
     which = repr([str(settings.get(key)) for key in ("HOST", "PORT", "NAME")])
     name = hashlib.sha256(which.encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ class DatabaseStore:
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
         self._alias = alias
         self._using = str(options.store_options.get("USING", DEFAULT_DB_ALIAS))
-        self._ownership: Leases | None = None
+        self._ownership = leases_of(self._using)
         self._saves = GroupedSaves(
             self._save, self._save_again, name=f"django-tasks-{alias}-save"
         )
@@ -57,8 +57,6 @@ class DatabaseStore:
     @property
     def ownership(self) -> Leases:
         """Who lives, of this machine and of others."""
-        if self._ownership is None:
-            self._ownership = leases_of(self._using)
         return self._ownership
 
     @property
