@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test test-oldest chaos chaos-short durability durability-short lint types docs wheel example bench format
+.PHONY: help check test test-oldest chaos chaos-short durability durability-short lint types docs wheel example bench bench-stores format
 
 VERSIONS = import platform, django; print("Python", platform.python_version(), "| Django", django.get_version())
 
@@ -67,6 +67,9 @@ wheel:  ## build, and test the wheel installed alone
 
 example:  ## run the example's job once, without a server
 	uv run example.py --once
+
+bench-stores:  ## the part of it that compares the stores
+	uv run python -m benchmarks --stores
 
 bench:  ## compare with 2.0 and the bare executors, and write the docs' table and picture
 	uv run python -m benchmarks

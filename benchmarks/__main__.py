@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 from .environments import CHECKOUT, Environments
-from .plan import MEASUREMENTS, Measurement
+from .plan import FIGURES, MEASUREMENTS, Measurement
 from .report import as_text, write
 from .results import Results
+
+_OF_STORES = {figure.measurement for figure in FIGURES if figure.is_of_stores}
 
 
 def _parse() -> argparse.Namespace:
@@ -22,6 +24,11 @@ def _parse() -> argparse.Namespace:
         "--quick",
         action="store_true",
         help="less of everything, in two minutes; writes nothing unless --out is given",
+    )
+    parser.add_argument(
+        "--stores",
+        action="store_true",
+        help="only what stands in the docs' table of the stores, which it writes",
     )
     parser.add_argument(
         "--only",
@@ -60,7 +67,8 @@ def main() -> None:
     results = Results()
     began_at = time.monotonic()
     for measurement in MEASUREMENTS:
-        if options.only is None or measurement.name in options.only:
+        is_wanted = options.only is None or measurement.name in options.only
+        if is_wanted and (measurement.name in _OF_STORES or not options.stores):
             print(f"{measurement.name} …", end="", file=sys.stderr, flush=True)
             before = time.monotonic()
             _run(environments, measurement, results, is_quick=options.quick)

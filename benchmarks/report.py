@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from .plan import MEASUREMENTS, Figure
 from .results import Results, amount
@@ -20,9 +21,31 @@ _NAMES = {
 }
 _CONTENDERS = tuple(_NAMES)
 _SHORT = {"2.0": "2.0", "bare": "bare", "db": "django-tasks-db"}
-_BEGIN = "<!-- figures: written by make bench -->"
-_END = "<!-- end of figures -->"
-_PICTURE = "images/benchmarks.svg"
+
+
+class _Section(NamedTuple):
+    """A part of the docs' page, written anew when its figures are measured."""
+
+    begin: str
+    end: str
+    picture: str
+    title: str
+
+
+_SECTIONS = {
+    False: _Section(
+        "<!-- figures: written by make bench -->",
+        "<!-- end of figures -->",
+        "images/benchmarks.svg",
+        "Version 3 beside 2.0 and the bare executors",
+    ),
+    True: _Section(
+        "<!-- figures of the stores: written by make bench-stores -->",
+        "<!-- end of the stores' figures -->",
+        "images/benchmarks-stores.svg",
+        "The stores beside each other and django-tasks-db",
+    ),
+}
 
 
 def as_text(results: Results) -> str:
@@ -49,31 +72,30 @@ def as_text(results: Results) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(results: Results) -> str:
+def as_markdown(results: Results, *, is_of_stores: bool) -> str:
     """For the docs: where it was measured, the picture, and the tables."""
-    most = max(each.repeats for each in MEASUREMENTS)
+    section = _SECTIONS[is_of_stores]
+    figures = _figures(results, is_of_stores=is_of_stores)
+    names = {figure.measurement for figure in figures}
+    most = max(each.repeats for each in MEASUREMENTS if each.name in names)
     where = (
         f"CPython {platform.python_version()}, Django {version('django')}, "
         f"{platform.system()}, {os.cpu_count()} cores. Medians of up to {most} runs, "
         "each in a process of its own, in turns; in parentheses the least and the "
         "greatest ratio of the runs of one turn."
     )
-    lines = [
-        where,
-        "",
-        f"![Version 3 beside 2.0 and the bare executors]({_PICTURE})",
-    ]
-    for is_of_stores in (False, True):
-        figures = [
-            each for each in results.figures() if each.is_of_stores is is_of_stores
-        ]
-        if figures:
-            lines += ["", *_table(results, figures)]
+    lines = [where, "", f"![{section.title}]({section.picture})"]
+    lines += ["", *_table(results, figures)]
     lines += ["", "| What is to be reached | reached | |", "| --- | ---: | --- |"]
     for verdict in results.verdicts():
-        mark = "met" if verdict.is_met else "**not met**"
-        lines.append(f"| {verdict.text} | {verdict.reached} | {mark} |")
+        if verdict.figure in figures:
+            mark = "met" if verdict.is_met else "**not met**"
+            lines.append(f"| {verdict.text} | {verdict.reached} | {mark} |")
     return "\n".join(lines)
+
+
+def _figures(results: Results, *, is_of_stores: bool) -> list[Figure]:
+    return [each for each in results.figures() if each.is_of_stores is is_of_stores]
 
 
 def _table(results: Results, figures: Sequence[Figure]) -> list[str]:
@@ -95,17 +117,21 @@ def _table(results: Results, figures: Sequence[Figure]) -> list[str]:
 
 
 def write(results: Results, docs: Path) -> None:
-    """Put the tables into the docs' page, between its two marks, and the picture."""
+    """Put the tables into the docs' page, between their marks, and the pictures."""
     page = docs / "benchmarks.md"
-    text = page.read_text() if page.exists() else f"# Benchmarks\n\n{_BEGIN}\n{_END}\n"
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise SystemExit(f"{page} has no {_BEGIN} and {_END} to write between.")
-    picture = docs / _PICTURE
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_text(as_svg(results))
-    page.write_text(f"{before}{begin}\n\n{as_markdown(results)}\n\n{end}{after}")
+    for is_of_stores, section in _SECTIONS.items():
+        figures = _figures(results, is_of_stores=is_of_stores)
+        if not figures:
+            continue
+        before, begin, rest = page.read_text().partition(section.begin)
+        _, end, after = rest.partition(section.end)
+        if not begin or not end:
+            raise SystemExit(f"{page} has no {section.begin} and {section.end}.")
+        picture = docs / section.picture
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_text(as_svg(results, figures))
+        tables = as_markdown(results, is_of_stores=is_of_stores)
+        page.write_text(f"{before}{begin}\n\n{tables}\n\n{end}{after}")
 
 
 _WIDTH = 760
@@ -129,11 +155,11 @@ _STYLE = """
 """
 
 
-def as_svg(results: Results) -> str:
+def as_svg(results: Results, figures: Sequence[Figure]) -> str:
     """Bars: those of one figure share a scale, figures do not."""
     parts: list[str] = []
     top = _GAP
-    for figure in results.figures():
+    for figure in figures:
         if figure.is_pictured:
             bars, height = _bars(results, figure, top)
             parts += bars

@@ -26,6 +26,7 @@ class Comparison:
 class Verdict:
     """What became of a target."""
 
+    figure: Figure
     text: str
     reached: str
     is_met: bool
@@ -64,8 +65,8 @@ class Results:
         """What became of the targets whose figures were measured."""
         verdicts: list[Verdict] = []
         for target in TARGETS:
+            figure = _figure(target.measurement, target.key)
             if target.against is None:
-                figure = _figure(target.measurement, target.key)
                 value = self.median_of(figure, "3")
                 reached = amount(value, figure.unit)
             else:
@@ -79,7 +80,7 @@ class Results:
                 reached = str(comparison)
             if value is not None:
                 is_met = _is_met(target, value)
-                verdicts.append(Verdict(_as_text(target), reached, is_met))
+                verdicts.append(Verdict(figure, _as_text(target), reached, is_met))
         return verdicts
 
     def _comparison(
