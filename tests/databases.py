@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-_NAME = f"tasks_local_{os.getpid()}"
+_NAME = f"tasks_local_results_{os.getpid()}"
 
 SERVERS: dict[str, dict[str, Any]] = {
     "postgresql": {

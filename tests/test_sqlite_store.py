@@ -1004,10 +1004,12 @@ class TestCtrlC:
 def is_waiting_to_write(thread: threading.Thread) -> bool:
     """Whether it stands where a write waits for its turn."""
     frame = sys._current_frames().get(thread.ident or 0)
-    if frame is None or frame.f_code is not SqliteFile.write.__code__:
+    while frame is not None and frame.f_code is not SqliteFile.write.__code__:
+        frame = frame.f_back
+    if frame is None:
         return False
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return "with self._writing" in line
+    return "write.woken.acquire()" in line
 
 
 def steps(store: SqliteStore, use: Callable[[], object]) -> int:

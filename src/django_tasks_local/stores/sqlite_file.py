@@ -13,8 +13,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -43,8 +44,7 @@ class SqliteFile:
         self._schema = schema
         self._schema_version = schema_version
         self._synchronous = synchronous
-        self._waiting: deque[_Write] = deque()
-        self._make_locks()
+        self._begin()
         self._writer: _Connection | None = None
         self._reader: _Connection | None = None
         self._observer: _Connection | None = None
@@ -69,10 +69,13 @@ class SqliteFile:
         write = _Write(work)
         interruption = None
         try:
+            self._turns.append(write)
             self._waiting.append(write)
-            with self._writing:
-                if not write.is_done:
+            while not write.is_done:
+                if self._is_first(write):
                     self._write_all()
+                else:
+                    write.woken.acquire()
             error = write.error
         except BaseException as err:  # Ctrl-C
             if self._take_back(write) or write.error is not None:
@@ -115,12 +118,17 @@ class SqliteFile:
 
     def close(self) -> None:
         """Close it for good. A second call does nothing."""
-        with self._writing, self._reading, self._observing:
+        with self._turn(), self._reading, self._observing:
             self._is_closed = True
             self._close_connections()
 
     # Writing in turn. Ctrl-C may come between any two lines of it: then what has been
     # committed is done, and all else waits again.
+    #
+    # The first of `_turns` has the turn, and does all that is in `_waiting`. Who comes
+    # later waits to be woken: with what it wants done, or as the first. Each at a lock
+    # of its own: at one for all, all would be woken and give way to each other, in turn.
+    # As a turn is but a place in a row, ending it twice does no harm.
 
     def _write_all(self) -> None:
         """Do what waits, of whatever thread (the one whose turn it is)."""
@@ -146,9 +154,12 @@ class SqliteFile:
                 batch.take(self._waiting)
                 batch.error = err
             batch.is_done = True
+            self._end_turns(batch.writes)
         except BaseException:
             if batch.has_run and db is not None and not db.in_transaction:
                 batch.is_done = True
+            if batch.is_done:
+                self._end_turns(batch.writes)
             else:
                 self._close_writer()  # which rolls it back
                 self._waiting.extendleft(reversed(batch.writes))
@@ -156,15 +167,54 @@ class SqliteFile:
 
     def _take_back(self, write: "_Write") -> bool:
         """Whether nobody has done it, nor will."""
-        with suppress(ValueError):
-            self._waiting.remove(write)
-            return True
-        with self._writing:  # whoever has taken it is through with it
+        if not self._forget(write):
+            # Whoever has taken it has to be through with it.
+            while not write.is_done and not self._is_first(write):
+                write.woken.acquire()
             if write.is_done:
                 return False
-            with suppress(ValueError):  # it was put back, or has never waited
-                self._waiting.remove(write)
-            return True
+            self._forget(write)  # it was put back, or has never waited
+        self._end_turns([write])
+        return True
+
+    def _forget(self, write: "_Write") -> bool:
+        """Whether it was still to be taken."""
+        try:
+            self._waiting.remove(write)
+        except ValueError:
+            return False
+        return True
+
+    def _is_first(self, turn: "_Turn") -> bool:
+        """Whether it may write."""
+        try:
+            return self._turns[0] is turn
+        except IndexError:  # it has ended by now, so that it is woken
+            return False
+
+    def _end_turns(self, turns: "Sequence[_Turn]") -> None:
+        """Wake them, after whoever is the next."""
+        for turn in turns:
+            with suppress(ValueError):
+                self._turns.remove(turn)
+        with suppress(IndexError):
+            self._turns[0].wake()
+        for turn in turns:
+            turn.wake()
+
+    @contextmanager
+    def _turn(self) -> Generator[None]:
+        """Have nobody write meanwhile."""
+        turn = _Turn()
+        try:
+            self._turns.append(turn)
+            while not self._is_first(turn):
+                turn.woken.acquire()
+            yield
+            self._end_turns([turn])
+        except BaseException:
+            self._end_turns([turn])
+            raise
 
     # Its connections.
 
@@ -289,25 +339,31 @@ class SqliteFile:
         _close(self._observer)
         self._reader = self._observer = None
 
-    def _make_locks(self) -> None:
-        self._writing = threading.Lock()
+    def _begin(self) -> None:
+        self._turns: deque[_Turn] = deque()
+        self._waiting: deque[_Write] = deque()
         self._reading = threading.Lock()
         self._observing = threading.Lock()
 
     # Around a fork.
 
-    def before_fork(self, held: list[threading.Lock]) -> None:
-        """Have nothing open, and nobody who opens it; adds the locks that are held."""
-        for lock in (self._writing, self._reading, self._observing):
+    def before_fork(self, held: list[Callable[[], None]]) -> None:
+        """Have nothing open, and nobody who opens it; adds what ends that."""
+        turn = _Turn()
+        self._turns.append(turn)
+        held.append(partial(self._end_turns, [turn]))
+        while not self._is_first(turn):
+            if not turn.woken.acquire(timeout=_BUSY_S):
+                return
+        for lock in (self._reading, self._observing):
             if not lock.acquire(timeout=_BUSY_S):
                 return
-            held.append(lock)
+            held.append(lock.release)
         self._close_connections()
 
     def after_fork_in_child(self) -> None:
         """Begin anew, without the threads that have waited."""
-        self._waiting = deque()
-        self._make_locks()
+        self._begin()
         if self._writer or self._reader or self._observer:
             # They are the parent's. To close them could take its locks away, and what
             # SQLite knows of the file is wrong here.
@@ -361,12 +417,28 @@ class _Batch:
             write.batch = self
 
 
-class _Write:
+class _Turn:
+    """A place in the row of those who want to write."""
+
+    __slots__ = ("woken",)
+
+    def __init__(self) -> None:
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def wake(self) -> None:
+        """Have its thread look how it stands, if it waits."""
+        with suppress(RuntimeError):  # it was woken before
+            self.woken.release()
+
+
+class _Write(_Turn):
     """What a thread wants written."""
 
     __slots__ = ("_error", "_work", "batch", "result")
 
     def __init__(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        super().__init__()
         self._work = work
         self._error: Exception | None = None
         self.batch: _Batch | None = None
@@ -477,8 +549,8 @@ def _explain(err: sqlite3.Error) -> str:
 
 # By their ids: of these the references can be listed while another thread adds one.
 _all_files = weakref.WeakValueDictionary[int, SqliteFile]()
-# Of the threads that are forking: what they hold.
-_forking: dict[int, list[threading.Lock]] = {}
+# Of the threads that are forking: what lets others go on.
+_forking: dict[int, list[Callable[[], None]]] = {}
 # Connections that nobody here may touch.
 _parents: list[_Connection | None] = []
 
@@ -496,8 +568,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    for lock in _forking.pop(threading.get_ident(), ()):
-        lock.release()
+    for let_go in _forking.pop(threading.get_ident(), ()):
+        let_go()
 
 
 def _after_fork_in_child() -> None:
