@@ -127,8 +127,8 @@ class SqliteFile:
     #
     # The first of `_turns` has the turn, and does all that is in `_waiting`. Who comes
     # later waits to be woken: with what it wants done, or as the first. Each at a lock
-    # of its own: at one for all, all would be woken and give way to each other, in turn.
-    # As a turn is but a place in a row, ending it twice does no harm.
+    # of its own: at one for all, each would be woken for its turn at it, though nothing
+    # was left to do. As a turn is but a place in a row, ending it twice does no harm.
 
     def _write_all(self) -> None:
         """Do what waits, of whatever thread (the one whose turn it is)."""
