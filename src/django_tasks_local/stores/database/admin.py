@@ -6,7 +6,6 @@ shows the latest `MOST_LISTED` of these.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, override
 
 from django.contrib import admin, messages
@@ -19,6 +18,7 @@ from django.tasks.base import TaskResultStatus
 from django.tasks.exceptions import TaskException
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
+from django.utils.timezone import template_localtime
 
 from ...times import to_datetime
 from .models import StoredResult, UnreadableResult
@@ -101,19 +101,23 @@ class _QueueFilter(_FieldFilter):
     parameter_name = "queue_name"
 
 
-type _Time = Callable[["_ModelAdmin", StoredResult], datetime | None]
 type _Text = Callable[["_ModelAdmin", StoredResult], str]
 
 
-def _time(field: str, title: str) -> _Time:
-    """A column of times."""
+def _time(field: str, title: str) -> _Text:
+    """A time, to the millisecond, in the current time zone."""
 
     @admin.display(description=title)
-    def time(_: "_ModelAdmin", row: StoredResult) -> datetime | None:
+    def time(_: "_ModelAdmin", row: StoredResult) -> str:
         seconds: float | None = getattr(row, field)
-        return None if seconds is None else to_datetime(seconds)
+        return "-" if seconds is None else _as_text(seconds)
 
     return time
+
+
+def _as_text(seconds: float) -> str:
+    at = template_localtime(to_datetime(seconds))
+    return at.isoformat(sep=" ", timespec="milliseconds")
 
 
 def _text(field: str, title: str) -> _Text:
@@ -184,12 +188,12 @@ class _StoredResultAdmin(_StoredAdmin):
     return_value: _Text = _text("value", "return value")
     metadata_text: _Text = _text("metadata", "metadata")
     workers: _Text = _text("worker_ids", "workers, one an attempt")
-    enqueued: _Time = _time("enqueued_at", "enqueued")
-    not_before: _Time = _time("run_after", "run after")
-    due: _Time = _time("due_at", "due")
-    started: _Time = _time("started_at", "started")
-    last_attempted: _Time = _time("last_attempted_at", "last attempted")
-    finished: _Time = _time("finished_at", "finished")
+    enqueued: _Text = _time("enqueued_at", "enqueued")
+    not_before: _Text = _time("run_after", "run after")
+    due: _Text = _time("due_at", "due")
+    started: _Text = _time("started_at", "started")
+    last_attempted: _Text = _time("last_attempted_at", "last attempted")
+    finished: _Text = _time("finished_at", "finished")
 
     @admin.display(description="errors")
     def tracebacks(self, row: StoredResult) -> str:
@@ -305,9 +309,9 @@ class _UnreadableResultAdmin(_UnreadableAdmin):
     list_filter = ("alias",)
 
     @admin.display(description="noticed")
-    def noticed(self, row: UnreadableResult) -> datetime:
+    def noticed(self, row: UnreadableResult) -> str:
         """When that was."""
-        return to_datetime(row.noticed_at)
+        return _as_text(row.noticed_at)
 
     @override
     def has_add_permission(self, request: HttpRequest) -> bool:
