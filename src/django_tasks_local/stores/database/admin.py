@@ -18,7 +18,7 @@ from django.tasks.base import TaskResultStatus
 from django.tasks.exceptions import TaskException
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
-from django.utils.timezone import template_localtime
+from django.utils.timezone import is_aware, localtime
 
 from ...times import to_datetime
 from .models import StoredResult, UnreadableResult
@@ -116,7 +116,8 @@ def _time(field: str, title: str) -> _Text:
 
 
 def _as_text(seconds: float) -> str:
-    at = template_localtime(to_datetime(seconds))
+    at = to_datetime(seconds)
+    at = localtime(at) if is_aware(at) else at
     return at.isoformat(sep=" ", timespec="milliseconds")
 
 
