@@ -489,8 +489,9 @@ class TestTheFile:
             assert list(store.unfinished()) == [record]
 
     def test_is_made_again_when_it_was_removed_while_it_is_used(
-        self, path: Path
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(sqlite_file, "_LOOK_S", 0.0)  # or it is so a little later
         with stores_of(path) as (store,):
             old, new = ready_record(1), ready_record(2)
             keep(store, old)
@@ -884,7 +885,7 @@ class Interrupter:
         name, above = WRITING[code][offset]
         before = self._last.get(code, "")
         self._last[code] = name
-        if code.co_name == "_write_all" and above == BEGIN:
+        if code.co_name == "_write_some" and above == BEGIN:
             self._on_begin()
         has_returned = before in POINTS and name != "PUSH_EXC_INFO"
         if has_returned or above == BEGIN:

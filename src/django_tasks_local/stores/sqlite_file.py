@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -27,6 +28,7 @@ __all__ = ["SqliteFile"]
 _APPLICATION_ID = 0x44544C33  # "DTL3"
 _BUSY_S = 30.0
 _BUSY_PAUSE_S = 0.01
+_LOOK_S = 0.1
 _WAL_BYTES = 16 * 1024 * 1024  # left to the file when it has all been taken over
 
 
@@ -35,6 +37,9 @@ class SqliteFile:
 
     Made at the first use, with `schema`, whose version stands in the file. Nothing of
     it is left open when the process forks: SQLite's locks do not survive that.
+
+    Where the file is removed, or another one takes its place, that is noticed within a
+    tenth of a second. What is written until then goes where the old one has gone.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class SqliteFile:
         self._reader: _Connection | None = None
         self._observer: _Connection | None = None
         self._observers = 0
+        self._identity: _Identity | None = None
+        self._looks_at_s = 0.0  # at its path again, by the monotonic clock
         self._is_closed = False
         self._is_lost = False
         _all_files[id(self)] = self
@@ -73,7 +80,7 @@ class SqliteFile:
             self._waiting.append(write)
             while not write.is_done:
                 if self._is_first(write):
-                    self._write_all()
+                    self._write_some()
                 else:
                     write.woken.acquire()
             error = write.error
@@ -103,6 +110,7 @@ class SqliteFile:
                 return _rows(db, query, parameters)
             except sqlite3.Error:
                 self._reader = None
+                self._looks_at_s = 0.0
                 _close(db)
                 raise
 
@@ -125,36 +133,49 @@ class SqliteFile:
     # Writing in turn. Ctrl-C may come between any two lines of it: then what has been
     # committed is done, and all else waits again.
     #
-    # The first of `_turns` has the turn, and does all that is in `_waiting`. Who comes
+    # The first of `_turns` has the turn, and does what is in `_waiting`. Who comes
     # later waits to be woken: with what it wants done, or as the first. Each at a lock
     # of its own: at one for all, each would be woken for its turn at it, though nothing
     # was left to do. As a turn is but a place in a row, ending it twice does no harm.
 
-    def _write_all(self) -> None:
-        """Do what waits, of whatever thread (the one whose turn it is)."""
+    def _write_some(self) -> None:
+        """Do what waits, and what comes meanwhile (the thread whose turn it is).
+
+        In one transaction: where one of several fails, nothing is written, and each of
+        them is done by itself at the next calls.
+        """
+        limit = 1 if self._to_be_parted else None
+        self._to_be_parted = max(self._to_be_parted - 1, 0)
         batch = _Batch()
         db = None
+        must_be_parted = False
         try:
             try:
-                with self._explaining():
-                    db = self._writer = self._usable(self._writer)
-                    batch.take(self._waiting)
-                    db.execute("BEGIN IMMEDIATE")
-                    for write in batch.writes:
-                        write.do(db, is_alone=len(batch.writes) == 1)
+                db = self._writer = self._usable(self._writer)
+                db.execute("BEGIN IMMEDIATE")
+                batch.take(self._waiting, limit)
+                for write in batch.writes:
+                    if not write.do(db):
+                        db.execute("ROLLBACK")
+                        must_be_parted = len(batch.writes) > 1
+                        break
+                    if limit is None and self._waiting:
+                        batch.take(self._waiting)
+                else:
                     batch.has_run = True
                     try:
                         db.execute("COMMIT")
                     except sqlite3.Error:
                         batch.has_run = False
                         raise
-            except StoreError as err:
+            except (sqlite3.Error, StoreError) as err:
                 self._close_writer()
                 # For those too that could not even be taken.
                 batch.take(self._waiting)
                 batch.error = err
-            batch.is_done = True
-            self._end_turns(batch.writes)
+            if not must_be_parted:
+                batch.is_done = True
+                self._end_turns(batch.writes)
         except BaseException:
             if batch.has_run and db is not None and not db.in_transaction:
                 batch.is_done = True
@@ -164,6 +185,11 @@ class SqliteFile:
                 self._close_writer()  # which rolls it back
                 self._waiting.extendleft(reversed(batch.writes))
             raise
+        if must_be_parted:
+            # Not by `reversed`: after that call a Ctrl-C could come.
+            rest = batch.writes[::-1]
+            self._waiting.extendleft(rest)
+            self._to_be_parted = len(rest)
 
     def _take_back(self, write: "_Write") -> bool:
         """Whether nobody has done it, nor will."""
@@ -220,7 +246,11 @@ class SqliteFile:
 
     def _usable(self, db: "_Connection | None") -> "_Connection":
         """The connection, or a new one where the file is not the same any more."""
-        if db is not None and db.identity == _identity(self.path):
+        now_s = time.monotonic()
+        if now_s >= self._looks_at_s:
+            self._identity = _identity(self.path)
+            self._looks_at_s = now_s + _LOOK_S
+        if db is not None and db.identity == self._identity:
             return db
         _close(db)
         return self._open()
@@ -233,7 +263,7 @@ class SqliteFile:
                 f"{self.path} cannot be used in this process, which was forked while "
                 f"its parent had been using it for {_BUSY_S:.0f} seconds."
             )
-        identity = self._make()
+        identity = self._identity = self._make()
         db = sqlite3.connect(
             # `_make` makes it, or nobody does.
             f"file://{quote(os.fsencode(self.path))}?mode=rw",
@@ -331,6 +361,7 @@ class SqliteFile:
 
     def _close_writer(self) -> None:
         writer, self._writer = self._writer, None
+        self._looks_at_s = 0.0
         _close(writer)
 
     def _close_connections(self) -> None:
@@ -342,6 +373,7 @@ class SqliteFile:
     def _begin(self) -> None:
         self._turns: deque[_Turn] = deque()
         self._waiting: deque[_Write] = deque()
+        self._to_be_parted: int = 0
         self._reading = threading.Lock()
         self._observing = threading.Lock()
 
@@ -404,16 +436,17 @@ class _Batch:
 
     def __init__(self) -> None:
         self.writes: list[_Write] = []
-        self.error: StoreError | None = None
+        self.error: sqlite3.Error | StoreError | None = None
         self.has_run = False
         self.is_done = False
 
-    def take(self, waiting: "deque[_Write]") -> None:
-        """Take all that wait."""
+    def take(self, waiting: "deque[_Write]", limit: int | None = None) -> None:
+        """Take all that wait, or so many."""
+        count = len(self.writes)
         with suppress(IndexError):
             # In one call, within which no Ctrl-C comes: or one could be lost.
-            self.writes.extend(iter(waiting.popleft, None))
-        for write in self.writes:
+            self.writes.extend(islice(iter(waiting.popleft, None), limit))
+        for write in self.writes[count:]:
             write.batch = self
 
 
@@ -455,22 +488,17 @@ class _Write(_Turn):
         batch_error = None if self.batch is None else self.batch.error
         return batch_error or self._error
 
-    def do(self, db: sqlite3.Connection, *, is_alone: bool) -> None:
-        """Do it, within a transaction; what goes wrong with it alone is its own."""
+    def do(self, db: sqlite3.Connection) -> bool:
+        """Do it, within a transaction. False where it fails and the file does not."""
         self._error = None
-        if not is_alone:
-            db.execute("SAVEPOINT one")
         try:
             self.result = self._work(db)
         except Exception as err:
             if type(err) in (sqlite3.OperationalError, sqlite3.DatabaseError):
                 raise  # the file's, or the disk's
             self._error = err
-            db.execute("ROLLBACK" if is_alone else "ROLLBACK TO one")
-            if is_alone:
-                db.execute("BEGIN")
-        if not is_alone:
-            db.execute("RELEASE one")
+            return False
+        return True
 
 
 def _close(db: sqlite3.Connection | None) -> None:
