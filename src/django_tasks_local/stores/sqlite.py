@@ -77,8 +77,19 @@ _ADD = (
     f"INSERT INTO result ({', '.join(COLUMNS)})"
     f" VALUES ({', '.join('?' * len(COLUMNS))})"
 )
-_SET = f"UPDATE result SET {', '.join(f'{name} = ?' for name in CHANGING)}"
 _WHERE = " WHERE id = ? AND alias = ? AND revision = ?"
+# Where those stay as they are, `unfinished` and `to_be_cancelled` need not be written.
+_MOSTLY_SAME = ("owner", "is_cancel_requested")
+_SAME = "".join(f" AND {name} = ?" for name in _MOSTLY_SAME)
+
+
+def _setting(names: Iterable[str]) -> str:
+    return f"UPDATE result SET {', '.join(f'{name} = ?' for name in names)}"
+
+
+_OTHERS = [name for name in CHANGING if name not in _MOSTLY_SAME]
+_CHANGE_OTHERS = _setting(_OTHERS) + _WHERE + _SAME
+_SET = _setting(CHANGING)
 _CHANGE = _SET + _WHERE
 _FINISH = (
     f"{_SET}, finish = (SELECT coalesce(max(finish), 0) + 1 FROM result"
@@ -225,16 +236,24 @@ class SqliteStore:
         changes = list(map(self._change, records))
 
         def save(db: sqlite3.Connection) -> list[bool]:
-            return [db.execute(*change).rowcount == 1 for change in changes]
+            return [
+                any(db.execute(*way).rowcount == 1 for way in ways) for ways in changes
+            ]
 
         return self._file.write(save) if changes else []
 
-    def _change(self, record: Record) -> tuple[str, tuple[object, ...]]:
+    def _change(self, record: Record) -> tuple[tuple[str, tuple[object, ...]], ...]:
+        """The ways to save it, one of which may do where those before it do not."""
         which = (record.id, self._alias, record.revision - 1)
         changing = changing_of(record)
         if record.is_finished:
-            return _FINISH, (*changing, self._alias, *which)
-        return _CHANGE, (*changing, *which)
+            return ((_FINISH, (*changing, self._alias, *which)),)
+        owner, *others, is_cancel_requested, revision = changing
+        same = (owner, is_cancel_requested)
+        return (
+            (_CHANGE_OTHERS, (*others, revision, *which, *same)),
+            (_CHANGE, (*changing, *which)),
+        )
 
     def unfinished(self) -> Iterator[Record]:
         """See `ResultStore`."""
