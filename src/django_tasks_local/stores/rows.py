@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import cast
 
 from django.tasks.base import TaskResultStatus
@@ -70,12 +71,17 @@ def changing_of(record: Record, /) -> tuple[Column, ...]:
         record.value,
         # ASCII only: no database refuses it.
         json.dumps(record.errors) if record.errors else _NONE,
-        json.dumps(record.worker_ids) if record.worker_ids else _NONE,
+        _text_of_ids(record.worker_ids) if record.worker_ids else _NONE,
         record.metadata,
         record.due_at,
         record.is_cancel_requested,
         record.revision,
     )
+
+
+@lru_cache(maxsize=256)  # those of slots come again and again
+def _text_of_ids(worker_ids: tuple[str, ...]) -> str:
+    return json.dumps(worker_ids)
 
 
 def record_of_row(row: Sequence[object], /) -> Record:
