@@ -50,6 +50,7 @@ class SqliteFile:
         self._schema_version = schema_version
         self._synchronous = synchronous
         self._begin()
+        self._to_be_parted = 0
         self._writer: _Connection | None = None
         self._reader: _Connection | None = None
         self._observer: _Connection | None = None
@@ -373,7 +374,6 @@ class SqliteFile:
     def _begin(self) -> None:
         self._turns: deque[_Turn] = deque()
         self._waiting: deque[_Write] = deque()
-        self._to_be_parted: int = 0
         self._reading = threading.Lock()
         self._observing = threading.Lock()
 
