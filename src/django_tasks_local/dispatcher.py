@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import Context
@@ -60,6 +61,9 @@ _NOT_DUE = "Its alias was shut down before the task was due."
 # Until a task begins whose start the store has failed to save.
 _PUT_OFF_S = 1.0
 
+# So long it is looked for tasks that may have been stored after all.
+_DOUBT_S = 30.0
+
 
 class Dispatcher(WorkerHost):
     """What an alias runs in this process: those that wait, and those that run.
@@ -89,6 +93,8 @@ class Dispatcher(WorkerHost):
         self._retention = retention
         self._is_owned = is_owned
         self._is_ending = False
+        # Since when, and which: perhaps they have been stored after all.
+        self._doubted = deque[tuple[float, str]]()
         self._serve = serve
         self._find_completion = find_completion
         self._on_done = on_done
@@ -132,12 +138,17 @@ class Dispatcher(WorkerHost):
         Of those that were pushed in spite of that nothing is taken back.
         """
         self._slots.withdraw(jobs)
+        self._doubt(jobs)
         if self._slots.settle():
             self._close()
 
     def abandon(self, jobs: Sequence[Job], /) -> None:
-        """The same, where their transaction was rolled back, as is seen at any time."""
+        """The same, where their transaction was rolled back, as is seen at any time.
+
+        Or so it seems: see `see_to_own`.
+        """
         self._slots.abandon(jobs)
+        self._doubt(jobs)
         for job in jobs:
             if job.decide():
                 job.fail(TaskResultDoesNotExist(f"{job.record.id}: {_ROLLED_BACK}"))
@@ -148,6 +159,8 @@ class Dispatcher(WorkerHost):
 
         One that ran is lost, which may mean that it runs again.
         """
+        if not records:
+            return 0
         self.start()
         jobs = [
             _adopted(
@@ -194,9 +207,37 @@ class Dispatcher(WorkerHost):
         if job is not None and not job.record.is_cancel_requested:
             self.cancel(job)
 
-    def save_missed(self) -> None:
-        """Save what the store has failed to save. Raises what it raises."""
+    def see_to_own(self, *, owner: str) -> None:
+        """Mend what a store that failed, or a lost connection, has left of its tasks.
+
+        Ends that could not be saved are saved. Tasks that were refused or abandoned are
+        run if they have been stored nevertheless: the answer to a commit can be lost,
+        and of the hooks of a transaction one that raises keeps the later ones from
+        being called. Raises what the store raises.
+        """
         self._records.save_missed()
+        doubted = list(self._doubted)
+        if doubted:
+            found = self._store.get(result_id for _, result_id in doubted)
+            self.adopt(
+                [
+                    record
+                    for record in found.values()
+                    if record.owner == owner
+                    and not record.is_finished
+                    and self._slots.find(record.id) is None
+                ],
+                owner=owner,
+            )
+        while self._doubted and self._doubted[0][0] < time.monotonic() - _DOUBT_S:
+            self._doubted.popleft()
+        if self._slots.settle():  # nobody tells of those that were abandoned
+            self._close()
+
+    def _doubt(self, jobs: Sequence[Job]) -> None:
+        if self._is_owned:
+            now_s = time.monotonic()
+            self._doubted.extend((now_s, job.record.id) for job in jobs)
 
     def push(self, jobs: Sequence[Job], /) -> None:
         """Put admitted tasks, which are stored now, into their places."""

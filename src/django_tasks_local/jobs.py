@@ -8,6 +8,7 @@ from django.tasks.base import Task
 
 from .async_bridge import Completion
 from .backoff import Backoff
+from .errors import StoreError
 from .logs import log_error, log_exception
 from .options import LocalOptions
 from .protocols import ResultStore
@@ -146,9 +147,13 @@ class Records:
         """Save the ends that the store has failed to save. Raises what it raises."""
         for record in list(self._missed.values()):
             kept = self._store.get([record.id]).get(record.id)
-            if kept is not None and not kept.is_finished and kept.owner == record.owner:
-                self._store.save([record._replace(revision=kept.revision + 1)])
-            self._missed.pop(record.id, None)
+            if (
+                kept is None
+                or kept.is_finished
+                or kept.owner != record.owner
+                or self._save_anew(record, kept)
+            ):
+                del self._missed[record.id]
 
     def _disown(self, job: Job) -> None:
         """Another process has taken this one for dead, and the task over."""
@@ -163,10 +168,7 @@ class Records:
 
     def _save_anew(self, record: Record, other: Record) -> bool:
         """Save what a store that has failed before has missed."""
-        try:
-            return self._store.save([record._replace(revision=other.revision + 1)])[0]
-        except Exception:  # a store's
-            return False
+        return self._store.save([record._replace(revision=other.revision + 1)])[0]
 
     def _save(self, job: Job, record: Record, must_be_saved: bool) -> Record | None:
         """The other record that is there now, where somebody was faster.
@@ -178,6 +180,11 @@ class Records:
             if self._store.save([record])[0]:
                 return None
             other = self._store.get([record.id]).get(record.id)
+            if other is not None:
+                if other.revision >= record.revision:
+                    return other
+                if self._save_anew(record, other):
+                    return None
         except Exception:  # a store's
             log_exception(
                 "TASKS[%r]: the store failed to save result %s as %s",
@@ -187,13 +194,8 @@ class Records:
             )
             if must_be_saved:
                 raise
-            if self._is_owned and record.is_finished:
-                self._missed[record.id] = record
+            self._note_missed(record)
             return record if job.is_decided else None
-        if other is not None and other.revision >= record.revision:
-            return other
-        if other is not None and self._save_anew(record, other):
-            return None
         if job.is_decided:  # it may have been forgotten already
             return record
         log_error(
@@ -202,4 +204,12 @@ class Records:
             record.id,
             record.status,
         )
+        if other is not None:
+            if must_be_saved:
+                raise StoreError(f"Result {record.id} could not be saved.")
+            self._note_missed(record)
         return None
+
+    def _note_missed(self, record: Record) -> None:
+        if self._is_owned and record.is_finished:
+            self._missed[record.id] = record

@@ -53,10 +53,10 @@ class TaskOwner(Protocol):
         """Another process wants one of its own tasks to stop."""
         ...
 
-    def save_missed(self) -> None:
-        """Save the ends of tasks that the store has failed to save.
+    def see_to_own(self, *, owner: str) -> None:
+        """Mend what a store that failed has left of its own tasks.
 
-        Raises what it raises.
+        Raises what the store raises.
         """
         ...
 
@@ -76,6 +76,8 @@ class Recovery:
         # take the other's away. Held while a store is waited for, by nobody who holds
         # another lock.
         self._adoption = threading.Lock()
+        self.adopted_count: int = 0
+        """How many tasks of dead owners it has taken over."""
         self._is_held = False
         self._is_serving = False
         self._has_ended = False
@@ -116,6 +118,7 @@ class Recovery:
         self.hold()
         with self._adoption:
             count = sum(map(self._adopt_from, list(self._dead_owners())))
+            self.adopted_count += count
         if count:
             log_info("TASKS[%r]: %d tasks of ended processes", self._alias, count)
         return count
@@ -142,7 +145,7 @@ class Recovery:
             is_held, self._is_held = self._is_held, False
         if is_held:
             try:
-                self._tasks.save_missed()
+                self._tasks.see_to_own(owner=self._owner)
                 self._store.ownership.release(self._owner)
             except Exception:  # a store's: then that ends with the process
                 log_exception("TASKS[%r]: %s is not released", self._alias, self._owner)
@@ -165,7 +168,8 @@ class Recovery:
         try:
             if self._renew_at_s is not None and time.monotonic() >= self._renew_at_s:
                 self._note_renewal(self._store.ownership)
-            self._tasks.save_missed()
+            with self._adoption:
+                self._tasks.see_to_own(owner=self._owner)
             self.adopt()
             if self._tasks.has_tasks:
                 for record in self._store.cancel_requests(self._owner):
@@ -178,7 +182,7 @@ class Recovery:
             self._is_failing = True
             pause_s = _FAILING_S
         finally:
-            close_connections()  # of receivers
+            close_connections()
         return pause_s
 
     def _note_renewal(self, ownership: "Ownership") -> None:

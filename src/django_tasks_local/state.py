@@ -26,6 +26,7 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 from .async_bridge import Completion, is_in_event_loop
 from .context import is_running
 from .dispatcher import Dispatcher
+from .errors import StoreError
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
 from .foreign_results import record_of
@@ -76,6 +77,7 @@ __all__ = [
 _END_S = 1.0  # for threads that have nothing left to do
 _RELOAD_S = 0.1  # for all of it, where somebody waits for the new code
 _NAMED_AT_MOST = 100
+_CANCELS_AT_MOST = 20
 
 
 class ExecutorState:
@@ -137,10 +139,12 @@ class ExecutorState:
         if self._recovery is None:
             self._store_ready(jobs, ready, are_visible)
         else:
-            self._store_ready(
-                jobs, ready, _Admitted(self._dispatcher, jobs, are_visible)
-            )
-            self.serve()
+            try:
+                self._store_ready(
+                    jobs, ready, _Admitted(self._dispatcher, jobs, are_visible)
+                )
+            finally:  # one that has failed may have been stored
+                self.serve()
         return list(map(self._handle, ready, jobs))
 
     async def aenqueue(
@@ -168,7 +172,7 @@ class ExecutorState:
         # What becomes part of a transaction has not happened yet, and may never.
         if job is not None and not self._is_in_transaction:
             return self._dispatcher.cancel(job)
-        while True:
+        for _ in range(_CANCELS_AT_MOST):
             record = self.store.get([result_id]).get(result_id)
             if record is None:
                 raise TaskResultDoesNotExist(self._explain_unknown(result_id))
@@ -180,9 +184,17 @@ class ExecutorState:
                 requested = apply_cancel_request(record)
                 if not self.store.save([requested])[0]:
                     continue
-            if self._recovery is not None and self._recovery.is_orphan(requested):
+            if (
+                self._recovery is not None
+                and not self._is_in_transaction
+                and self._recovery.is_orphan(requested)
+            ):
                 self._recovery.take(requested)
             return True
+        raise StoreError(
+            f"Result {result_id} is not as it is seen here: it is being changed again "
+            "and again, or this transaction's isolation level hides the changes."
+        )
 
     def get_result(self, result_id: str, /) -> LocalTaskResult[Any]:
         """The handle of a result. Raises TaskResultDoesNotExist."""
@@ -208,6 +220,11 @@ class ExecutorState:
     def adopt(self) -> int:
         """Take over now what dead processes have left; how many tasks these were."""
         return 0 if self._recovery is None else self._recovery.adopt()
+
+    @property
+    def adopted_count(self) -> int:
+        """How many tasks of dead processes have been taken over here so far."""
+        return 0 if self._recovery is None else self._recovery.adopted_count
 
     def prune(self) -> int:
         """Forget now the results that are not to be kept; how many these were."""

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pkgutil import resolve_name
 from typing import Any, cast
 from weakref import WeakSet
@@ -183,22 +183,24 @@ def stand_in(spec: TaskSpec, alias: str, /) -> "Task[..., Any]":
     vanished.__module__, vanished.__qualname__ = module, name
     _stand_ins.add(vanished)
     backend = spec.backend if spec.backend in task_backends else alias
-    named = task_backends[backend]
-    task = named.task_class(
-        priority=0,
-        func=vanished,
-        backend=backend,
-        queue_name=min(named.queues, default=spec.queue_name),
-        run_after=None,
-        takes_context=False,
-    )
-    # Past what is checked: the settings may not know its queue any more either.
-    for field, value in (
-        ("priority", spec.priority),
-        ("queue_name", spec.queue_name),
-        ("takes_context", spec.takes_context),
-    ):
-        object.__setattr__(task, field, value)
+    given: dict[str, object] = {
+        "priority": spec.priority,
+        "func": vanished,
+        "backend": backend,
+        "queue_name": spec.queue_name,
+        "takes_context": spec.takes_context,
+        "metadata_text": NO_METADATA,
+        "_spec": spec,
+    }
+    # Past its `__init__`, which has the backend check what is not to run: it may name
+    # a queue that the settings do not know any more either.
+    task_class = task_backends[backend].task_class
+    task: Task[..., Any] = object.__new__(task_class)
+    for field in fields(task_class):
+        value = None if field.default is MISSING else field.default
+        if field.default_factory is not MISSING:
+            value = field.default_factory()
+        object.__setattr__(task, field.name, given.get(field.name, value))
     return task
 
 

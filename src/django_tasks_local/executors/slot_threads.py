@@ -132,10 +132,12 @@ class SlotThreads:
             item = inbox.get()
             while item is not None:
                 call, done = item
-                done(_run(worker, call))
+                outcome = _run(worker, call)
+                worker.tidy()  # or of a pool of connections it would hold one
+                done(outcome)
                 worker.tidy()
                 # Nothing of a call is held while the next is waited for.
-                del item, call, done
+                del item, call, done, outcome
                 if worker.is_spent and self._replace(slot, inbox):
                     return
                 if inbox.empty():

@@ -72,16 +72,19 @@ class Command(BaseCommand):
 
     def _run(self, states: Sequence[ExecutorState], *, until_empty: bool) -> None:
         with _until_signal() as is_over:
-            count = 0
+            # What a store that is away leaves undone is tried again.
+            for state in states:
+                state.serve()
             while not is_over.is_set():
-                adopted = sum(state.adopt() for state in states)
-                count += adopted
-                for state in states:
-                    state.serve()
-                if until_empty and not adopted and _are_idle(states):
+                if until_empty and self._are_done(states):
                     break
                 is_over.wait(_PATIENCE_S)
+        count = sum(state.adopted_count for state in states)
         self.stdout.write(f"{count} tasks of ended processes were taken over.")
+
+    def _are_done(self, states: Sequence[ExecutorState]) -> bool:
+        adopted = sum(state.adopt() for state in states)
+        return not adopted and all(state.wait_until_idle(0.0) for state in states)
 
     def _status(self, states: Sequence[ExecutorState]) -> None:
         for state in states:
@@ -151,10 +154,6 @@ def _store_of(state: ExecutorState) -> OwnedResultStore:
     store = owned_store(state.store)
     assert store is not None  # `_states` has looked
     return store
-
-
-def _are_idle(states: Sequence[ExecutorState]) -> bool:
-    return all(state.wait_until_idle(0.0) for state in states)
 
 
 @contextmanager
