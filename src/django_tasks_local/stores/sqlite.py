@@ -218,7 +218,7 @@ class SqliteStore:
             except sqlite3.IntegrityError:
                 raise ValueError("One of these ids is there already.") from None
 
-        self._file.write(add, then=on_visible)
+        self._file.write(add, then=on_visible, is_single=len(rows) == 1)
 
     def get(self, ids: Iterable[str], /) -> Mapping[str, Record]:
         """See `ResultStore`."""
@@ -240,7 +240,9 @@ class SqliteStore:
                 any(db.execute(*way).rowcount == 1 for way in ways) for ways in changes
             ]
 
-        return self._file.write(save) if changes else []
+        if not changes:
+            return []
+        return self._file.write(save, is_single=len(changes) == 1)
 
     def _change(self, record: Record) -> tuple[tuple[str, tuple[object, ...]], ...]:
         """The ways to save it, one of which may do where those before it do not."""

@@ -67,14 +67,18 @@ class SqliteFile:
         /,
         *,
         then: Callable[[], None] | None = None,
+        is_single: bool = False,
     ) -> R:
         """What `work` returns, once what it has written is in the file.
 
         That is written whole or not at all. Works of several threads that come together
         are committed together. Calls `then` once it is written, also where Ctrl-C comes
         just then. Raises what both raise, and StoreError.
+
+        With `is_single`, one statement of `work` at most writes anything: SQLite itself
+        does that whole or not at all, without a transaction around it.
         """
-        write = _Write(work)
+        write = _Write(work, is_single=is_single)
         interruption = None
         try:
             self._turns.append(write)
@@ -153,22 +157,28 @@ class SqliteFile:
         try:
             try:
                 db = self._writer = self._usable(self._writer)
-                db.execute("BEGIN IMMEDIATE")
                 batch.take(self._waiting, limit)
+                if len(batch.writes) == 1 and batch.writes[0].is_single:
+                    batch.changes_before = db.total_changes
+                    limit = 1
+                else:
+                    db.execute("BEGIN IMMEDIATE")
                 for write in batch.writes:
                     if not write.do(db):
-                        db.execute("ROLLBACK")
+                        if db.in_transaction:
+                            db.execute("ROLLBACK")
                         must_be_parted = len(batch.writes) > 1
                         break
                     if limit is None and self._waiting:
                         batch.take(self._waiting)
                 else:
-                    batch.has_run = True
-                    try:
-                        db.execute("COMMIT")
-                    except sqlite3.Error:
-                        batch.has_run = False
-                        raise
+                    if db.in_transaction:
+                        batch.has_run = True
+                        try:
+                            db.execute("COMMIT")
+                        except sqlite3.Error:
+                            batch.has_run = False
+                            raise
             except (sqlite3.Error, StoreError) as err:
                 self._close_writer()
                 # For those too that could not even be taken.
@@ -178,7 +188,7 @@ class SqliteFile:
                 batch.is_done = True
                 self._end_turns(batch.writes)
         except BaseException:
-            if batch.has_run and db is not None and not db.in_transaction:
+            if db is not None and batch.is_in_file(db):
                 batch.is_done = True
             if batch.is_done:
                 self._end_turns(batch.writes)
@@ -432,13 +442,21 @@ def _is_empty(db: sqlite3.Connection) -> bool:
 class _Batch:
     """What is written in one transaction."""
 
-    __slots__ = ("error", "has_run", "is_done", "writes")
+    __slots__ = ("changes_before", "error", "has_run", "is_done", "writes")
 
     def __init__(self) -> None:
         self.writes: list[_Write] = []
         self.error: sqlite3.Error | StoreError | None = None
+        self.changes_before: int | None = None
+        """Of a single write without a transaction."""
         self.has_run = False
         self.is_done = False
+
+    def is_in_file(self, db: sqlite3.Connection) -> bool:
+        """Whether it was committed, wherever Ctrl-C has come."""
+        if self.changes_before is not None:  # SQLite counts those that are committed
+            return db.total_changes > self.changes_before
+        return self.has_run and not db.in_transaction
 
     def take(self, waiting: "deque[_Write]", limit: int | None = None) -> None:
         """Take all that wait, or so many."""
@@ -468,10 +486,13 @@ class _Turn:
 class _Write(_Turn):
     """What a thread wants written."""
 
-    __slots__ = ("_error", "_work", "batch", "result")
+    __slots__ = ("_error", "_work", "batch", "is_single", "result")
 
-    def __init__(self, work: Callable[[sqlite3.Connection], object]) -> None:
+    def __init__(
+        self, work: Callable[[sqlite3.Connection], object], *, is_single: bool
+    ) -> None:
         super().__init__()
+        self.is_single = is_single
         self._work = work
         self._error: Exception | None = None
         self.batch: _Batch | None = None
@@ -489,7 +510,7 @@ class _Write(_Turn):
         return batch_error or self._error
 
     def do(self, db: sqlite3.Connection) -> bool:
-        """Do it, within a transaction. False where it fails and the file does not."""
+        """Do it. False where it fails and the file does not."""
         self._error = None
         try:
             self.result = self._work(db)
