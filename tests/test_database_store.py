@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -411,8 +410,14 @@ class TestLeases:
     """Owners on machines that cannot see each other's files."""
 
     @staticmethod
-    def make(using: str, directory: Path, lease_s: float = 0.2) -> Leases:
+    def make(using: str, directory: Path, lease_s: float = 1.0) -> Leases:
         return Leases(using, directory=directory, has_rows=True, lease_s=lease_s)
+
+    @staticmethod
+    def die(leases: Leases) -> None:
+        """As when its process ends."""
+        leases._timer.end(timeout_s=LONG_S)
+        leases._files.forget()
 
     def test_an_owner_of_another_machine_lives_as_long_as_it_says_so(
         self, using: str, tmp_path: Path
@@ -423,10 +428,11 @@ class TestLeases:
         there.hold(other)
         assert here.is_alive(other)
         assert there.is_alive(me)
-        # The other one does not renew its row; this one does.
+        # The other one cannot renew its row; this one does.
+        there._timer.end()
         while here.is_alive(other):
-            here.renew()
-        there.renew()
+            assert here.is_alive(me)
+        there._renew()
         assert here.is_alive(other)
         here.bury(other)
         there.release(other)
@@ -439,13 +445,14 @@ class TestLeases:
         me, other = new_owner(), new_owner()
         there.hold(other)
         here.hold(me)
+        there._timer.end()
         while here.is_alive(other):
-            here.renew()
-        # Now this one has not been able to renew its own row either.
-        silent_until = time.monotonic() + 0.2
-        while time.monotonic() <= silent_until:
-            assert not here.is_alive(other)
-        here.renew()
+            assert here.is_alive(me)
+        # Now this one cannot renew its own row either.
+        here._timer.end(timeout_s=LONG_S)
+        while not here.is_alive(other):
+            assert here.is_alive(me)
+        here._renew()
         assert here.is_alive(other)
         there.release(other)
         assert not here.is_alive(other)
@@ -458,7 +465,7 @@ class TestLeases:
         owner = new_owner()
         same.hold(owner)
         assert here.is_alive(owner)
-        same._files.forget()  # type: ignore[union-attr]  # as when its process ends
+        self.die(same)
         assert not here.is_alive(owner)
         here.bury(owner)
         assert not here.is_alive(owner)
@@ -469,7 +476,7 @@ class TestLeases:
         here, same = (self.make(using, tmp_path) for _ in "ab")
         me, owner, ancient = new_owner(), new_owner(), new_owner()
         same.hold(owner)
-        same._files.forget()  # type: ignore[union-attr]  # as when its process ends
+        self.die(same)
         rows = OwnerLease.objects.using(using)
         rows.create(owner=ancient)
         rows.filter(owner=ancient).update(renewed_at=Now() - timedelta(days=2))

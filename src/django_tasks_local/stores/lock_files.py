@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 import threading
 import weakref
 from collections.abc import Iterator
@@ -60,9 +61,20 @@ class LockFiles:
     def _make(self, new: Path) -> int:
         while True:
             self._directory.mkdir(mode=0o700, exist_ok=True)
+            self._check()
             # The last one of others may have taken the directory away since.
             with suppress(FileNotFoundError):
                 return os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def _check(self) -> None:
+        """Whether nobody else can take files away there, as in a shared directory."""
+        with suppress(FileNotFoundError):  # the next round makes it again
+            status = os.stat(self._directory, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                raise StoreError(
+                    f"{self._directory} belongs to somebody else. Remove it, or run "
+                    "all processes as one user."
+                )
 
     def renew(self) -> float | None:
         return None

@@ -257,8 +257,11 @@ class _StoredResultAdmin(_StoredAdmin):
         """End what waits at once, and ask what runs to end."""
 
         def cancel(row: StoredResult) -> bool:
-            backend: Any = task_backends[row.alias]  # one of this library's
-            return bool(backend.cancel(row.result_id))
+            # One of this library's has it.
+            cancel = getattr(task_backends[row.alias], "cancel", None)
+            if cancel is None:
+                raise TaskException(f"TASKS[{row.alias!r}] cannot cancel tasks.")
+            return bool(cancel(row.result_id))
 
         self._do(request, queryset, cancel, done="cancelled", left="finished already")
 
@@ -292,7 +295,13 @@ class _StoredResultAdmin(_StoredAdmin):
                 else:
                     left_count += 1
             # TypeError: a task that has changed since may not take its arguments.
-            except (TaskException, ImproperlyConfigured, TypeError) as err:
+            # NotImplementedError: the alias has a backend that keeps no results.
+            except (
+                TaskException,
+                ImproperlyConfigured,
+                TypeError,
+                NotImplementedError,
+            ) as err:
                 text = f"{row.task_path} {row.result_id}: {err}"
                 self.message_user(request, text, messages.ERROR)
         if done_count:

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from django.db import DatabaseError, InterfaceError, ProgrammingError
+from django.db.transaction import TransactionManagementError
 
 from ...errors import StoreError
 
@@ -16,9 +17,12 @@ def explaining(using: str, /) -> Generator[None]:
     try:
         yield
     except (DatabaseError, InterfaceError) as err:
-        has_no_table = isinstance(err, ProgrammingError) or "no such table" in str(err)
+        has_no_table = "no such table" in str(err) or (
+            isinstance(err, ProgrammingError)
+            and not isinstance(err, TransactionManagementError)
+        )
         hint = " Has 'manage.py migrate' been run for it?" if has_no_table else ""
         raise StoreError(
             f"Database {using!r} of DATABASES cannot keep results: "
-            f"{type(err).__name__}: {str(err).strip()}.{hint}"
+            f"{type(err).__name__}: {str(err).strip().rstrip('.')}.{hint}"
         ) from err

@@ -1,12 +1,12 @@
 """Who lives among the processes that share a database, of one machine or of several."""
 
 import hashlib
+import math
 import os
-import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,9 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 from django.db.models.functions import Now
 
 from ...connections import close_connections
+from ...errors import StoreError
+from ...logs import log_exception
+from ...timer import Timer
 from ..lock_files import LockFiles
 from .errors import explaining
 from .models import OwnerLease
@@ -31,26 +34,16 @@ def leases_of(using: str, /) -> "Leases":
     """The leases of a database's owners."""
     connection = connections[using]
     settings = connection.settings_dict
-    if isinstance(connection, SqliteWrapper) and not connection.is_in_memory_db():
-        # All who have the file see what is beside it.
-        directory = Path(f"{Path(str(settings['NAME'])).absolute()}-owners")
-        return Leases(using, directory=directory, has_rows=False)
     which = repr([str(settings.get(key)) for key in ("HOST", "PORT", "NAME")])
     name = hashlib.sha256(which.encode()).hexdigest()[:16]
-    return Leases(using, directory=_own_directory(name), has_rows=True)
-
-
-def _own_directory(name: str) -> Path | None:
-    """One that all of this user's processes know; None where others could meddle."""
-    user = os.getuid()
-    directory = Path(tempfile.gettempdir()) / f"django-tasks-local-{user}-{name}"
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        status = directory.lstat()
-    except OSError:
-        return None
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == user
-    return directory if is_ours and not status.st_mode & 0o022 else None
+    # One that all of this user's processes know.
+    directory = Path(tempfile.gettempdir(), f"django-tasks-local-{os.getuid()}-{name}")
+    if isinstance(connection, SqliteWrapper):
+        if not connection.is_in_memory_db():
+            # All who have the file see what is beside it.
+            directory = Path(f"{Path(str(settings['NAME'])).absolute()}-owners")
+        return Leases(using, directory=directory, has_rows=False)
+    return Leases(using, directory=directory, has_rows=True)
 
 
 class Leases:
@@ -60,7 +53,7 @@ class Leases:
     Of an owner of another machine, or another container, there is no file here: it has
     a row in the database, which it renews every 10 s by the database's clock, and is
     dead when it has not for 30 s. That is believed only by a process which has itself
-    reached the database for as long: after an outage everybody's rows are old.
+    renewed its rows in time since: after an outage everybody's are old.
     """
 
     def __init__(
@@ -68,49 +61,67 @@ class Leases:
         using: str,
         /,
         *,
-        directory: Path | None,
+        directory: Path,
         has_rows: bool,
         lease_s: float = _LEASE_S,
     ) -> None:
         """`directory`: of the files; `has_rows`: there may be other directories."""
         self._using = using
-        self._files = None if directory is None else LockFiles(directory)
+        self._files = LockFiles(directory)
         self._has_rows = has_rows
         self._lease_s = lease_s
         self._lock = threading.Lock()
         self._held: set[str] = set()
-        self._watching_since_s = self._seen_at_s = -lease_s
+        self._watching_since_s = self._seen_at_s = -math.inf
+        # On a thread of its own: whatever else an alias does may take long.
+        self._timer = Timer(
+            self._renew, name="django-tasks-lease", at_end=close_connections
+        )
 
     def hold(self, owner: str, /) -> None:
-        if self._files is not None:
-            self._files.hold(owner)
+        self._files.hold(owner)
         if self._has_rows:
-            self._apart(partial(self._renew_row, owner))
+            self._apart(partial(self._renew_rows, [owner]))
         with self._lock:
             self._held.add(owner)
+        if self._has_rows:
+            self._timer.wake_in(self._lease_s / _RENEWALS)
         self._bury_all()
 
     def renew(self) -> float | None:
-        if not self._has_rows:
-            return None
+        return None
+
+    def _renew(self) -> float | None:
+        """Say that all live who are held (the timer's)."""
         with self._lock:
             held = list(self._held)
-        for owner in held:
-            self._apart(partial(self._renew_row, owner))
+        if not held:
+            return None
+        try:
+            with explaining(self._using):
+                self._renew_rows(held)
+        except StoreError:
+            log_exception("Database %r: nobody sees that this lives", self._using)
+        finally:
+            close_connections()
         return self._lease_s / _RENEWALS
 
     def is_alive(self, owner: str, /) -> bool:
         with self._lock:
             if owner in self._held:
                 return True
-        if self._files is not None and (not self._has_rows or self._files.knows(owner)):
+        if not self._has_rows or self._files.knows(owner):
             return self._files.is_alive(owner)
         with explaining(self._using):
             rows = OwnerLease.objects.using(self._using).filter(owner=owner)
             if not rows.exists():  # it has released its tasks
                 return False
-            if time.monotonic() - self._watching_since_s < self._lease_s:
-                return True  # nobody could have renewed it, for all that is known
+            now_s = time.monotonic()
+            if (
+                now_s - self._watching_since_s < self._lease_s
+                or now_s - self._seen_at_s > self._lease_s / 2
+            ):
+                return True  # for all that is known, nobody could have renewed it
             lease = timedelta(seconds=self._lease_s)
             return not rows.filter(renewed_at__lt=Now() - lease).exists()
 
@@ -119,14 +130,15 @@ class Leases:
             if owner not in self._held:
                 return
             self._held.discard(owner)
-        if self._files is not None:
-            self._files.release(owner)
+            is_over = not self._held
+        if is_over:
+            self._timer.wake_in(0.0)  # it has nothing left to do
+        self._files.release(owner)
         if self._has_rows:
             self._apart(partial(self._drop_row, owner))
 
     def bury(self, owner: str, /) -> None:
-        if self._files is not None:
-            self._files.bury(owner)
+        self._files.bury(owner)
         if self._has_rows:
             self._apart(partial(self._drop_row, owner))
 
@@ -135,9 +147,8 @@ class Leases:
 
         Those of another machine are left for so long that no outage is mistaken.
         """
-        if self._files is not None:
-            for owner in self._files.dead():
-                self.bury(owner)
+        for owner in self._files.dead():
+            self.bury(owner)
         if self._has_rows:
             self._apart(self._drop_old_rows)
 
@@ -145,12 +156,13 @@ class Leases:
         rows = OwnerLease.objects.using(self._using)
         rows.filter(renewed_at__lt=Now() - _FORGOTTEN).delete()
 
-    def _renew_row(self, owner: str) -> None:
+    def _renew_rows(self, owners: Sequence[str]) -> None:
         rows = OwnerLease.objects.using(self._using)
-        if not rows.filter(owner=owner).update(renewed_at=Now()):
-            rows.create(owner=owner)
+        for owner in owners:
+            if not rows.filter(owner=owner).update(renewed_at=Now()):
+                rows.create(owner=owner)
         now_s = time.monotonic()
-        if now_s - self._seen_at_s > self._lease_s:
+        if now_s - self._seen_at_s > self._lease_s / 2:
             self._watching_since_s = now_s
         self._seen_at_s = now_s
 

@@ -1,13 +1,22 @@
 """Results in the project's own database, by way of Django's ORM."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from itertools import batched
 from typing import Any, ClassVar
 
 from django.db import DEFAULT_DB_ALIAS, IntegrityError, connections, transaction
 from django.db.models import Count, Max, Q, QuerySet
 
+from ...errors import StoreError
 from ...logs import log_error
 from ...options import LocalOptions
 from ...records import Record, Timestamp
@@ -43,6 +52,7 @@ class DatabaseStore:
         self._alias = alias
         self._using = str(options.store_options.get("USING", DEFAULT_DB_ALIAS))
         self._ownership = leases_of(self._using)
+        self._database = self._database_now()
         self._saves = GroupedSaves(
             self._save, self._save_again, name=f"django-tasks-{alias}-save"
         )
@@ -68,7 +78,13 @@ class DatabaseStore:
         self, records: Sequence[Record], /, *, on_visible: Callable[[], None]
     ) -> None:
         """See `ResultStore`."""
-        with explaining(self._using):
+        with self._same_database():
+            connection = connections[self._using]
+            if not connection.in_atomic_block and not connection.get_autocommit():
+                raise StoreError(
+                    f"Database {self._using!r} has autocommit turned off, outside of "
+                    "atomic(): nobody would know when a task is committed."
+                )
             try:
                 if len(records) == 1:
                     insert(self._using, records)
@@ -132,7 +148,7 @@ class DatabaseStore:
         """See `ResultStore`."""
         finished = self._mine.filter(finished_at__isnull=False)
         doomed = Q(pk__in=())
-        with explaining(self._using):
+        with self._same_database():
             if finished_before is not None:
                 doomed |= Q(finished_at__lt=finished_before)
             if keep is not None:
@@ -156,7 +172,7 @@ class DatabaseStore:
         """See `OwnedResultStore`."""
         unfinished = self._mine.filter(finished_at=None).order_by("owner")
         owners: list[str] = []
-        with explaining(self._using):
+        with self._same_database():
             # From one to the next, however many records each has.
             while found := unfinished.filter(owner__gt=owners[-1] if owners else "")[
                 :1
@@ -177,7 +193,7 @@ class DatabaseStore:
 
     def counts(self) -> Mapping[str, int]:
         """See `OwnedResultStore`."""
-        with explaining(self._using):
+        with self._same_database():
             statuses = self._mine.values_list("status").annotate(Count("number"))
             counts = dict(statuses.order_by())
             unreadable = UnreadableResult.objects.using(self._using)
@@ -187,6 +203,26 @@ class DatabaseStore:
     def version(self) -> int | None:
         """See `OwnedResultStore`."""
         return None
+
+    @contextmanager
+    def _same_database(self) -> Generator[None]:
+        """Raise StoreError where the database raises, or is not the same any more.
+
+        As when tests have ended, and what runs in the background would go on with the
+        project's own.
+        """
+        if self._database_now() != self._database:
+            raise StoreError(
+                f"Database {self._using!r} is another one since TASKS[{self._alias!r}] "
+                "was first used, as before or after tests. Close that alias first: "
+                f"django_tasks_local.state.shutdown_executor({self._alias!r})."
+            )
+        with explaining(self._using):
+            yield
+
+    def _database_now(self) -> tuple[object, ...]:
+        settings = connections[self._using].settings_dict
+        return tuple(settings.get(key) for key in ("HOST", "PORT", "NAME"))
 
     @property
     def _objects(self) -> QuerySet[StoredResult]:
@@ -209,7 +245,7 @@ class DatabaseStore:
     # Saving, on this thread's connection.
 
     def _save(self, records: Sequence[Record]) -> Sequence[bool]:
-        with explaining(self._using):
+        with self._same_database():
             if len(records) == 1:
                 return [update(self._using, records) == 1]
             with transaction.atomic(self._using):
@@ -235,7 +271,7 @@ class DatabaseStore:
 
     def _records(self, rows: QuerySet[StoredResult]) -> Iterator[Record]:
         """A few at once: there may be more than can be held."""
-        with explaining(self._using):
+        with self._same_database():
             last = rows.aggregate(last=Max("number"))["last"]
         return iter(()) if last is None else self._records_until(last, rows)
 
@@ -245,7 +281,7 @@ class DatabaseStore:
         rows = rows.filter(number__lte=last).order_by("number")
         after = 0
         while True:
-            with explaining(self._using):
+            with self._same_database():
                 some = list(rows.filter(number__gt=after).values_list(*_ROW)[:_AT_ONCE])
             if not some:
                 return
@@ -255,7 +291,7 @@ class DatabaseStore:
     def _readable(
         self, rows: QuerySet[StoredResult], *, is_finished: bool | None = None
     ) -> list[Record]:
-        with explaining(self._using):
+        with self._same_database():
             return self._parse(list(rows.values_list(*_ROW)), is_finished=is_finished)
 
     def _parse(
@@ -275,7 +311,7 @@ class DatabaseStore:
         return records
 
     def _set_aside(self, number: int, row: Sequence[object], *, reason: str) -> None:
-        with transaction.atomic(self._using):
+        with self._same_database(), transaction.atomic(self._using):
             count, _ = self._objects.filter(number=number).delete()
             if count == 0:  # somebody was faster
                 return
