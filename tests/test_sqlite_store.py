@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -957,6 +958,26 @@ class TestCtrlC:
                 interrupter = Interrupter(at)
                 with pytest.raises((Interrupted, ValueError)) as caught:
                     interrupter.run(lambda: keep(store, there))
+
+                assert (caught.type is Interrupted) is interrupter.has_interrupted
+                keep(store, ready_record(at))
+                assert store.counts() == {"READY": at + 2}
+                if not interrupter.has_interrupted:
+                    assert at > 50
+                    break
+
+    def test_at_any_moment_of_an_enqueue_that_the_file_refuses_it_comes_out(
+        self, path: Path
+    ) -> None:
+        with stores_of(path) as (store,), opened(path) as db:
+            keep(store, ready_record(0))
+            for at in itertools.count():
+                db.execute("ALTER TABLE result RENAME TO away")
+                refused = ready_record(at)
+                interrupter = Interrupter(at)
+                with pytest.raises((Interrupted, StoreError)) as caught:
+                    interrupter.run(partial(keep, store, refused))
+                db.execute("ALTER TABLE away RENAME TO result")
 
                 assert (caught.type is Interrupted) is interrupter.has_interrupted
                 keep(store, ready_record(at))

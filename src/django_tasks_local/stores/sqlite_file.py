@@ -180,6 +180,7 @@ class SqliteFile:
                             batch.has_run = False
                             raise
             except (sqlite3.Error, StoreError) as err:
+                batch.changes_before = None  # a closed connection does not tell them
                 self._close_writer()
                 # For those too that could not even be taken.
                 batch.take(self._waiting)
@@ -371,9 +372,9 @@ class SqliteFile:
             raise StoreError(f"{self.path}: {_explain(err)}") from err
 
     def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
         self._looks_at_s = 0.0
-        _close(writer)
+        _close(self._writer)
+        self._writer = None  # only now, or after Ctrl-C nobody would close it
 
     def _close_connections(self) -> None:
         self._close_writer()
