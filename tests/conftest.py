@@ -296,6 +296,7 @@ def each_database(
 ) -> Iterator[str]:
     """An alias of each kind of database in turn, with empty tables for results."""
     alias: str = request.param
+    threads = set(our_threads())
     with ExitStack() as stack:
         if alias == "default":
             request.getfixturevalue("_test_database")
@@ -303,6 +304,9 @@ def each_database(
             _require_server(alias)
             stack.enter_context(_databases.using(alias))
         yield alias
+        # They could not close connections of a database that is not there any more.
+        for thread in set(our_threads()) - threads:
+            thread.join(10)
         for model in apps.get_app_config("django_tasks_local_database").get_models():
             model._default_manager.using(alias).all().delete()
 

@@ -114,6 +114,17 @@ def rolled_back(using: str) -> Generator[None]:
         transaction.set_rollback(True, using)
 
 
+class HookError(Exception):
+    pass
+
+
+def enqueue_after(hook: Callable[[], None], using: str) -> None:
+    """Enqueue in a transaction that has a hook already."""
+    with transaction.atomic(using):
+        transaction.on_commit(hook, using=using)
+        add.using(backend=ALIAS).enqueue(1, 2)
+
+
 class TestTransactions:
     def test_what_is_enqueued_begins_when_it_is_committed(self, kept: str) -> None:
         with transaction.atomic(kept):
@@ -168,6 +179,32 @@ class TestTransactions:
             gate.open()
             held.wait(LONG_S)
             assert result.wait(LONG_S) == 3
+
+    def test_it_runs_though_an_earlier_hook_of_the_transaction_raises(
+        self, kept: str
+    ) -> None:
+        def fail() -> None:
+            raise HookError
+
+        with pytest.raises(HookError):
+            enqueue_after(fail, kept)
+        (row,) = StoredResult.objects.using(kept).all()
+        assert find(row.result_id).wait(LONG_S) == 3
+
+    def test_a_rollback_holds_up_no_end_of_an_alias(self, using: str) -> None:
+        # That its threads end is seen to after each test.
+        with keeping(using), rolled_back(using):
+            add.using(backend=ALIAS).enqueue(1, 2)
+
+    def test_without_autocommit_there_has_to_be_a_transaction(self, kept: str) -> None:
+        transaction.set_autocommit(False, kept)
+        try:
+            with pytest.raises(StoreError, match="has autocommit turned off"):
+                add.using(backend=ALIAS).enqueue(1, 2)
+        finally:
+            transaction.rollback(kept)
+            transaction.set_autocommit(True, kept)
+        assert not StoredResult.objects.using(kept).exists()
 
     def test_it_is_told_when_it_is_committed(self, kept: str) -> None:
         told: list[str] = []
@@ -377,6 +414,38 @@ class TestFaults:
         other_gate.next_visitor().let_go()
         assert result.wait(LONG_S) == "later"
         assert find(result.id).attempts == 1
+
+    def test_a_change_that_cannot_be_seen_here_is_no_endless_loop(
+        self, kept: str, gate: Gate
+    ) -> None:
+        if kept == "default":
+            return  # SQLite has no such levels
+        held = hold.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor()
+        result = add.using(backend=ALIAS).enqueue(1, 2)
+        rows = StoredResult.objects.using(kept).filter(result_id=result.id)
+        with connections[kept].cursor() as cursor:
+            if kept == "mariadb":  # for the next transaction
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            with transaction.atomic(kept):
+                if kept == "postgresql":
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                assert rows.exists()
+                elsewhere(lambda: rows.update(revision=1))
+                with pytest.raises(StoreError, match="isolation level"):
+                    result.cancel()
+        assert result.cancel(wait=True)
+        gate.open()
+        held.join(LONG_S)
+
+    def test_another_database_than_before_is_left_alone(
+        self, kept: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+        with monkeypatch.context() as patch:
+            patch.setitem(connections[kept].settings_dict, "NAME", "the project's own")
+            with pytest.raises(StoreError, match=rf"{kept!r} is another one since"):
+                add.using(backend=ALIAS).enqueue(1, 2)
 
     def test_a_server_that_is_away_is_named(self, run_script: RunScript) -> None:
         run_script(

@@ -255,7 +255,7 @@ class TestAdoption:
         with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
             other.enqueue(hold, gate.port)
             gate.next_visitor()
-            ids = other.enqueue_many(add, 4, 1, 2)
+            ids = other.enqueue_many(add, 5, 1, 2)
             other.kill()
         # Somebody who can write the file would have other things called.
         with closing(sqlite3.connect(path)) as db, db:
@@ -263,6 +263,7 @@ class TestAdoption:
                 (ids[0], "task_path", "os.getpid"),
                 (ids[1], "queue_name", "gone"),
                 (ids[2], "priority", 1_000),
+                (ids[4], "task_path", "tests.<locals>.gone"),
             ):
                 db.execute(
                     f"UPDATE result SET {column} = ? WHERE id = ?", (value, result_id)
@@ -270,7 +271,7 @@ class TestAdoption:
         share(setting_of(path))
         serve()
         assert find(ids[3]).wait(LONG_S) == 3
-        for result_id in ids[:3]:
+        for result_id in (*ids[:3], ids[4]):
             handle = find(result_id)
             handle.join(LONG_S)
             (error,) = handle.errors

@@ -216,6 +216,9 @@ class Dispatcher(WorkerHost):
         being called. Raises what the store raises.
         """
         self._records.save_missed()
+        if self._slots.settle():  # nobody tells of those that were abandoned
+            self._close()
+            return
         doubted = list(self._doubted)
         if doubted:
             found = self._store.get(result_id for _, result_id in doubted)
@@ -231,8 +234,6 @@ class Dispatcher(WorkerHost):
             )
         while self._doubted and self._doubted[0][0] < time.monotonic() - _DOUBT_S:
             self._doubted.popleft()
-        if self._slots.settle():  # nobody tells of those that were abandoned
-            self._close()
 
     def _doubt(self, jobs: Sequence[Job]) -> None:
         if self._is_owned:

@@ -8,6 +8,7 @@ after the others': one thread an alias does all of this.
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import batched
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -144,11 +145,14 @@ class Recovery:
             self._has_ended = True
             is_held, self._is_held = self._is_held, False
         if is_held:
-            try:
-                self._tasks.see_to_own(owner=self._owner)
-                self._store.ownership.release(self._owner)
-            except Exception:  # a store's: then that ends with the process
-                log_exception("TASKS[%r]: %s is not released", self._alias, self._owner)
+            for leave in (
+                partial(self._tasks.see_to_own, owner=self._owner),
+                partial(self._store.ownership.release, self._owner),
+            ):
+                try:
+                    leave()
+                except Exception:  # a store's
+                    log_exception("TASKS[%r]: leaving %s", self._alias, self._owner)
 
     def _adopt_from(self, owner: str) -> int:
         count = 0

@@ -96,7 +96,9 @@ class Slots:
             self._withdraw(jobs)
 
     def abandon(self, jobs: Sequence[Job], /) -> None:
-        """The same, by whoever may hold any lock just now: it is done later."""
+        """The same, by whoever may hold any lock just now: their places come later."""
+        for job in jobs:
+            self._jobs.pop(job.record.id, None)  # atomic
         self._abandoned.append(jobs)
 
     def push(

@@ -48,7 +48,9 @@ class SlotThreads:
     so that no more threads are started than slots are used at once. A thread ends
     after `idle_timeout_s` seconds without a call (None: never), and starts anew with
     the next; those of slots from `permanent` on, which exist only while tasks wait for
-    tasks, end at once.
+    tasks, end at once. With `tidies_first`, a worker tidies up before its call's end is
+    told too: in a pool of database connections, one that it holds may be just the one
+    that is waited for then.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class SlotThreads:
         permanent: int,
         open_worker: Callable[[int], SlotWorker],
         idle_timeout_s: float | None = None,
+        tidies_first: bool = False,
     ) -> None:
+        self._tidies_first = tidies_first
         self._name = name
         self._permanent = permanent
         self._idle_timeout_s = idle_timeout_s
@@ -133,7 +137,8 @@ class SlotThreads:
             while item is not None:
                 call, done = item
                 outcome = _run(worker, call)
-                worker.tidy()  # or of a pool of connections it would hold one
+                if self._tidies_first:
+                    worker.tidy()
                 done(outcome)
                 worker.tidy()
                 # Nothing of a call is held while the next is waited for.

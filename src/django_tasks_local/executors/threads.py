@@ -43,6 +43,7 @@ class ThreadExecutor:
             name=f"django-tasks-{host.alias}",
             permanent=options.max_workers,
             open_worker=self._open_worker,
+            tidies_first=host.may_block,
         )
 
     def submit(self, call: Call, /) -> Future[Outcome]:

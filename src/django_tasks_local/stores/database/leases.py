@@ -172,7 +172,8 @@ class Leases:
     def _apart(self, work: Callable[[], None]) -> None:
         """Do it whatever becomes of a transaction of the caller's."""
         with explaining(self._using):
-            if not connections[self._using].in_atomic_block:
+            connection = connections[self._using]
+            if not connection.in_atomic_block and connection.get_autocommit():
                 work()
                 return
             errors: list[Exception] = []
