@@ -25,7 +25,11 @@ from django_tasks_local.errors import StoreError, path_of
 from django_tasks_local.identity import new_owner
 from django_tasks_local.options import LocalOptions
 from django_tasks_local.stores.database.leases import Leases
-from django_tasks_local.stores.database.models import OwnerLease, StoredResult
+from django_tasks_local.stores.database.models import (
+    OwnerLease,
+    StoredResult,
+    UnreadableResult,
+)
 from django_tasks_local.stores.database.store import DatabaseStore
 from django_tasks_local.testing import OwnedResultStoreContract
 
@@ -350,6 +354,22 @@ class TestOtherProcesses:
             pass  # it ends
         assert find(later[0]).status is READY
         assert find(later[0]).cancel(wait=True)
+
+
+class TestRows:
+    def test_one_that_has_an_end_and_goes_on_is_set_aside(
+        self, kept: str, gate: Gate
+    ) -> None:
+        held = hold.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor()
+        waiting = add.using(backend=ALIAS).enqueue(1, 2)
+        rows = StoredResult.objects.using(kept).filter(result_id=waiting.id)
+        rows.update(finished_at=1.0)
+        assert not elsewhere(lambda: is_known(waiting.id))
+        (row,) = UnreadableResult.objects.using(kept).all()
+        assert "it was finished, and is READY" in row.reason
+        gate.open()
+        held.join(LONG_S)
 
 
 class Broken:

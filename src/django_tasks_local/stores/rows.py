@@ -140,6 +140,8 @@ def record_of_row(row: Sequence[object], /) -> Record:
     )
     if record.is_finished and record.finished_at is None:
         raise ValueError("it is finished, but not at any time")
+    if record.finished_at is not None and not record.is_finished:
+        raise ValueError(f"it was finished, and is {record.status.value}")
     if record.status is TaskResultStatus.SUCCESSFUL and record.value is None:
         raise ValueError("it is successful, but has no value")
     return record
