@@ -219,8 +219,11 @@ class Dispatcher(WorkerHost):
         if self._slots.settle():  # nobody tells of those that were abandoned
             self._close()
             return
-        doubted = list(self._doubted)
-        if doubted:
+        # One by one: more may come at any moment, the garbage collector's too.
+        doubted = [self._doubted.popleft() for _ in range(len(self._doubted))]
+        if not doubted:
+            return
+        try:
             found = self._store.get(result_id for _, result_id in doubted)
             self.adopt(
                 [
@@ -232,8 +235,10 @@ class Dispatcher(WorkerHost):
                 ],
                 owner=owner,
             )
-        while self._doubted and self._doubted[0][0] < time.monotonic() - _DOUBT_S:
-            self._doubted.popleft()
+            long_ago_s = time.monotonic() - _DOUBT_S
+            doubted = [each for each in doubted if each[0] > long_ago_s]
+        finally:
+            self._doubted.extendleft(doubted)
 
     def _doubt(self, jobs: Sequence[Job]) -> None:
         if self._is_owned:
