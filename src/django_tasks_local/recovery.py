@@ -28,7 +28,7 @@ __all__ = ["Recovery", "TaskOwner", "owned_store"]
 _LOOK_S = 0.5
 # Where each look is a query of a database's.
 _SLOW_LOOK_S = 0.9
-_FAILING_S = 5.0
+_FAILING_S = 2.0
 _CLAIMED_AT_ONCE = 200
 
 
