@@ -46,6 +46,8 @@ SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
 
 
 class TestContract(OwnedResultStoreContract):
+    racers = 4  # of which each has a connection of its own
+
     @pytest.fixture(autouse=True)
     def _each_database(self, using: str) -> None:
         self._using = using

@@ -13,6 +13,7 @@ __all__ = ["Retention"]
 _AT_ONCE = 500  # or who saves something meanwhile would wait for long
 _BETWEEN_S = 0.05
 _OFTEN_S = 10.0
+_MARGIN_S = 0.01  # between two clocks
 
 
 class Retention:
@@ -47,7 +48,7 @@ class Retention:
             except Exception:  # a store's; the next task's end tries again
                 log_exception("TASKS[%r]: old results stay in the store", self._alias)
         if self._is_late:
-            self._until_s = time.monotonic() + (self._ttl_s or 0.0)
+            self._until_s = time.monotonic() + (self._ttl_s or 0.0) + _MARGIN_S
             self._timer.wake_in(self._pause_s)
 
     def prune(self) -> int:
@@ -67,6 +68,8 @@ class Retention:
 
     def _prune(self) -> float | None:
         """Forget a few (the timer's)."""
+        # Before they are looked for: or the last one could come of age in between.
+        left_s = self._until_s - time.monotonic()
         try:
             if self._discard() == _AT_ONCE:
                 return _BETWEEN_S
@@ -75,7 +78,6 @@ class Retention:
         finally:
             close_connections()
         # Until the last one that has ended here may go.
-        left_s = self._until_s - time.monotonic()
         return max(self._pause_s, min(left_s, 3600.0)) if left_s > 0 else None
 
     def _discard(self) -> int:
