@@ -153,7 +153,7 @@ class Records:
                 or kept.owner != record.owner
                 or self._save_anew(record, kept)
             ):
-                del self._missed[record.id]
+                self._missed.pop(record.id, None)  # two may be at it
 
     def _disown(self, job: Job) -> None:
         """Another process has taken this one for dead, and the task over."""
