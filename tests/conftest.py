@@ -55,6 +55,7 @@ from .fork_server_anchor import Anchor  # noqa: E402
 from .gates import Gate  # noqa: E402
 from .leftovers import (  # noqa: E402
     descendants,
+    join_new_threads,
     open_files,
     our_threads,
     wait_until_gone,
@@ -142,8 +143,7 @@ def nothing_left_behind(
     yield
     for alias in [*settings.TASKS, "test"]:
         shutdown_executor(alias)
-    for thread in set(our_threads()) - threads:
-        thread.join(10)
+    join_new_threads(threads)
     connections.close_all()
     assert set(our_threads()) - threads == set()
     assert [pid for pid in descendants() - children if not wait_until_gone(pid)] == []
@@ -305,8 +305,7 @@ def each_database(
             stack.enter_context(_databases.using(alias))
         yield alias
         # They could not close connections of a database that is not there any more.
-        for thread in set(our_threads()) - threads:
-            thread.join(10)
+        join_new_threads(threads)
         for model in apps.get_app_config("django_tasks_local_database").get_models():
             model._default_manager.using(alias).all().delete()
 

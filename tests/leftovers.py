@@ -23,6 +23,15 @@ def our_threads() -> list[threading.Thread]:
     ]
 
 
+def join_new_threads(before: set[threading.Thread]) -> None:
+    """Block until those of the library's threads have ended that were not there."""
+    for thread in set(our_threads()) - before:
+        # It may just be being started, and cannot be joined before it is.
+        started: threading.Event = thread._started  # type: ignore[attr-defined]
+        started.wait(10)
+        thread.join(10)
+
+
 def descendants(pid: int | None = None) -> set[int]:
     """The living processes that descend from this one.
 
