@@ -260,6 +260,7 @@ class SqliteStore:
     def unfinished(self) -> Iterator[Record]:
         """See `ResultStore`."""
         rows = self._file.read(_UNFINISHED_NUMBERS, self._alias)
+        # The table's INTEGER PRIMARY KEY, which is nothing else in any row.
         return self._numbered(sorted(cast("int", number) for (number,) in rows))
 
     def _numbered(self, numbers: Sequence[int]) -> Iterator[Record]:
