@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import pickle
 import resource
 import select
 import signal
@@ -11,29 +10,23 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from itertools import count
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING, Any, assert_never, override
+from typing import Any, assert_never
 
-import anyio.to_thread
 from django.db import connections
-from django.utils.module_loading import import_string
 
 from .. import records
-from ..async_bridge import RemoteCompletion
-from ..backoff import Backoff
 from ..context import set_parent_link
 from ..records import (
     Answer,
     Enqueued,
-    GetRequest,
     MetadataRequest,
     Record,
     Refusal,
 )
-from ..task_registry import find_backoff
 from ..worker import (
     close_connections,
     close_old_connections,
@@ -58,11 +51,9 @@ from .messages import (
     pack,
     unpack_to_child,
 )
+from .parents_results import ParentsResult, as_exception, backoff_of
 from .pipe import MessagePipe
 from .project import Project, see_project
-
-if TYPE_CHECKING:
-    from ..results import LocalTaskResult
 
 __all__ = ["BootingLink", "WorkerMain", "begin_child"]
 
@@ -178,7 +169,7 @@ class BootingLink:
             "module. Put what a script does under \"if __name__ == '__main__':\"."
         )
 
-    def waitable(self, record: Record, /) -> "_ParentsResult":
+    def waitable(self, record: Record, /) -> "ParentsResult":
         raise RuntimeError("A worker process that is starting has nothing to wait for.")
 
 
@@ -204,8 +195,8 @@ class PipeLink:
         self._replies: dict[int, Answer] = {}
         self._ids = count()
         # Each with the revision after which there will be news.
-        self._watched: dict[int, tuple[_ParentsResult, int | None]] = {}
-        self._changed: deque[tuple[_ParentsResult, int | None]] = deque()
+        self._watched: dict[int, tuple[ParentsResult, int | None]] = {}
+        self._changed: deque[tuple[ParentsResult, int | None]] = deque()
         self._is_pumping = False
 
     # Calls.
@@ -224,7 +215,7 @@ class PipeLink:
                 host=self,
                 context=copy_context(),
                 carried=call.context,
-                backoff=_backoff_of(call),
+                backoff=backoff_of(call),
             )
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork that the task made has come back from it
@@ -251,16 +242,16 @@ class PipeLink:
         if answer is None:
             raise EOFError("The parent of this worker process has hung up.")
         if isinstance(answer, Refusal):
-            raise _as_exception(answer)
+            raise as_exception(answer)
         return answer
 
-    def waitable(self, record: Record, /) -> "_ParentsResult":
-        return _ParentsResult(self, record)
+    def waitable(self, record: Record, /) -> "ParentsResult":
+        return ParentsResult(self, record)
 
     @contextmanager
     def watching(
         self,
-        result: "_ParentsResult",
+        result: "ParentsResult",
         /,
         *,
         revision: int | None,
@@ -385,108 +376,3 @@ class PipeLink:
 
     def is_cancel_requested(self, result_id: str, /) -> bool:
         return False  # it would have been killed
-
-
-def _backoff_of(call: Run) -> Backoff | None:
-    """What to ask when the call fails; found, and its errors raised, only then."""
-    packed = call.backoff
-    if packed is None:
-        return None
-
-    def ask(error: BaseException, task_result: "LocalTaskResult[Any]") -> float | None:
-        backoff: Backoff = (
-            pickle.loads(packed)
-            if packed
-            else find_backoff(call.record.task, call.record.alias)
-        )
-        return backoff(error, task_result)
-
-    return ask
-
-
-class _ParentsResult(RemoteCompletion):
-    """A result of the parent's, to be waited for in its child."""
-
-    __slots__ = ("_link",)
-
-    def __init__(self, link: PipeLink, record: Record) -> None:
-        super().__init__(record)
-        self._link = link
-
-    def fetch(self, revision: int | None) -> None:
-        """There is news of it: get its record, and wake who waits."""
-        try:
-            if not self.latest().is_past(revision):
-                raise RuntimeError(
-                    f"Task {self.record.id} is {self.record.status.value}, and nothing "
-                    "more can be learned of it: there is nothing to wait for."
-                )
-        except Exception as err:  # the parent refused: whoever waits must know
-            self.fail(err)
-
-    @override
-    def latest(self) -> Record:
-        record = self._link.request(GetRequest(self.record.alias, self.record.id))
-        assert isinstance(record, Record)  # as the parent answers that
-        if record.is_finished:
-            self.finish(record)
-        else:
-            self.see(record)
-        return record
-
-    @override
-    async def alatest(self) -> Record:
-        # Not on the thread of the task's other sync code, which may take long.
-        return await anyio.to_thread.run_sync(self.latest)
-
-    @override
-    def wait(
-        self,
-        timeout_s: float | None,
-        /,
-        *,
-        at_end: Callable[[], None],
-        revision: int | None = None,
-    ) -> bool:
-        with self._watching(revision):
-            return super().wait(timeout_s, at_end=at_end, revision=revision)
-
-    @override
-    async def wait_async(
-        self, *, at_end: Callable[[], None], revision: int | None = None
-    ) -> None:
-        with self._watching(revision):
-            await super().wait_async(at_end=at_end, revision=revision)
-
-    @override
-    def subscribe(
-        self, wake: Callable[[], None], /, *, group: int
-    ) -> Callable[[], None] | None:
-        remove = super().subscribe(wake, group=group)
-        if remove is None:
-            return None
-        watch = self._watching(None, group=group)
-        watch.__enter__()
-
-        def end() -> None:
-            remove()
-            watch.__exit__(None, None, None)
-
-        return end
-
-    def _watching(
-        self, revision: int | None, *, group: int | None = None
-    ) -> AbstractContextManager[None]:
-        if self._is_past(revision):
-            return nullcontext()
-        return self._link.watching(self, revision=revision, group=group)
-
-
-def _as_exception(refusal: Refusal) -> Exception:
-    try:
-        error = import_string(refusal.exception_class_path)(refusal.message)
-    except Exception:  # the class is not there, or wants other arguments
-        error = None
-    if isinstance(error, Exception):
-        return error
-    return RuntimeError(f"{refusal.exception_class_path}: {refusal.message}")

@@ -2,13 +2,15 @@
 
 import pickle
 from collections.abc import Mapping
+from contextvars import Context, ContextVar
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.tasks.base import TaskResultStatus
 
 from .. import records
-from ..records import Answer, Outcome, Record, TaskSpec
+from ..backoff import Backoff
+from ..records import Answer, Call, Outcome, Record, TaskSpec
 
 __all__ = [
     "BootFailed",
@@ -26,6 +28,7 @@ __all__ = [
     "Watched",
     "WornOut",
     "pack",
+    "run_message",
     "unpack_from_child",
     "unpack_to_child",
 ]
@@ -157,3 +160,37 @@ def unpack_to_child(data: bytes, /) -> ToChild:
     fields[_TASK] = TaskSpec._make(fields[_TASK])
     fields[_STATUS] = TaskResultStatus.RUNNING  # as it is when its worker is told
     return Run(Record._make(fields), context, backoff)
+
+
+def run_message(
+    call: Call,
+    record: Record,
+    context: Context,
+    /,
+    *,
+    carries: Mapping[str, ContextVar[Any]],
+) -> Run:
+    """The message that has a call run, with what of its context goes along.
+
+    Raises TypeError where a value of one of the variables cannot be pickled.
+    """
+    carried: dict[str, bytes] = {}
+    for path, variable in carries.items():
+        if variable in context:
+            try:
+                carried[path] = pickle.dumps(context[variable])
+            except Exception as err:
+                raise TypeError(
+                    f"The value of the context variable {path} cannot be pickled, "
+                    f"as CONTEXT has it: {err}"
+                ) from err
+    return Run(record, carried, _packed(call.backoff))
+
+
+def _packed(backoff: Backoff | None) -> bytes | None:
+    if backoff is None:
+        return None
+    try:
+        return pickle.dumps(backoff)
+    except Exception:  # a lambda's: the worker finds it where the task is
+        return b""

@@ -5,7 +5,6 @@ it ran, and no process shares a pipe or a lock with another.
 """
 
 import os
-import pickle
 import signal
 import threading
 import time
@@ -13,24 +12,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from typing import assert_never
 
 from django.core.exceptions import ImproperlyConfigured
 
-from .. import records
-from ..backoff import Backoff
 from ..errors import TaskCancelled
-from ..identity import host_name, is_of_this_process
+from ..identity import host_name
 from ..interruption import stop_error
 from ..options import LocalOptions
 from ..protocols import WorkerHost
 from ..records import (
-    Answer,
     Call,
-    Enqueued,
-    GetRequest,
     Interruption,
-    MetadataRequest,
     Outcome,
     Record,
 )
@@ -39,7 +33,6 @@ from ..worker import (
     close_old_connections,
     error_record,
     lost_outcome,
-    refusal_of,
     stopped_outcome,
 )
 from .child import WorkerMain
@@ -51,7 +44,6 @@ from .messages import (
     Reclaim,
     Reply,
     Request,
-    Run,
     Stop,
     ToChild,
     Unwatch,
@@ -59,9 +51,11 @@ from .messages import (
     Watched,
     WornOut,
     pack,
+    run_message,
     unpack_from_child,
 )
 from .project import ProjectKey, find_main, project_key, take_project
+from .requests import TaskRequests
 from .slot_threads import SlotThreads
 from .starts import Starts
 
@@ -176,7 +170,7 @@ class _ProcessWorker:
         self._is_busy = False
         self._is_given_up = False
         self._has_rested = False
-        self._watches = _Watches(host)
+        self._requests = TaskRequests(host)
         self._lock = threading.Lock()
         self._running: tuple[str | None, int] = None, 0
         self._interruption: Interruption | None = None
@@ -212,11 +206,12 @@ class _ProcessWorker:
     def _run_in(self, child: Child, call: Call, record: Record) -> Outcome:
         context = call.context or copy_context()
         try:
-            run = Run(record, self._carried(context), _packed(call.backoff))
+            carries = self._options.context_vars
+            run = run_message(call, record, context, carries=carries)
         except Exception as err:  # a value's own code
             return Outcome(record.id, time.time(), None, error_record(err))
         began = time.monotonic()
-        self._watches.begin(record.id)
+        self._requests.begin(record.id)
         try:
             _send(child, run)
             return self._converse(child, context)
@@ -229,7 +224,7 @@ class _ProcessWorker:
                 return stopped_outcome(record.id, error)
             return lost_outcome(record.id, end)
         finally:
-            self._watches.clear()
+            self._requests.clear()
 
     def _let_interrupt(self, result_id: str | None, *, attempt: int = 0) -> None:
         """From now on that attempt can be stopped; None: nothing can."""
@@ -253,20 +248,6 @@ class _ProcessWorker:
             self._interruption = reason
             child.kill()
             return True
-
-    def _carried(self, context: Context) -> dict[str, bytes]:
-        """What of the enqueuer's context goes along."""
-        carried: dict[str, bytes] = {}
-        for path, variable in self._options.context_vars.items():
-            if variable in context:
-                try:
-                    carried[path] = pickle.dumps(context[variable])
-                except Exception as err:
-                    raise TypeError(
-                        f"The value of the context variable {path} cannot be pickled, "
-                        f"as CONTEXT has it: {err}"
-                    ) from err
-        return carried
 
     def _name_worker(self, pid: int) -> None:
         self._worker_id = f"{host_name()}:{pid}:{self._name}"
@@ -335,44 +316,25 @@ class _ProcessWorker:
                 case WornOut():
                     self._is_worn_out = True
                 case Request():
-                    answer = self._serve(message.request, context)
+                    answer = self._requests.serve(message.request, context)
                     _send(child, Reply(message.request_id, answer))
                 case Watch():
-                    self._watches.add(message, child)
+                    self._requests.watch(message, partial(self._send_watched, child))
                 case Unwatch():
-                    self._watches.end(message.watch_id)
+                    self._requests.unwatch(message.watch_id)
                 case Lend():
-                    self._watches.lend(message.group)
+                    self._requests.lend(message.group)
                 case Reclaim():
-                    self._watches.reclaim(message.group)
+                    self._requests.reclaim(message.group)
                 case Ready() | BootFailed():
                     raise _Lost
                 case _:
                     assert_never(message)
 
-    def _serve(self, request: records.Request, context: Context) -> Answer:
-        if isinstance(request, MetadataRequest):
-            return self._save_metadata(request)
-        if isinstance(request, GetRequest):
-            finished = self._watches.finished(request.result_id)
-            if finished is not None:
-                return finished
-        answer = context.run(self._host.serve, request)
-        if isinstance(answer, Enqueued):
-            for each in answer.records:
-                self._watches.keep(each)
-        elif isinstance(answer, Record):
-            self._watches.keep(answer)
-        return answer
-
-    def _save_metadata(self, request: MetadataRequest) -> Answer:
-        try:
-            self._host.save_metadata(
-                request.result_id, request.metadata, attempt=request.attempt
-            )
-        except Exception as err:  # the task gets it
-            return refusal_of(err)
-        return True
+    def _send_watched(self, child: Child, message: Watched) -> None:
+        with suppress(OSError):  # it has ended
+            # On whichever thread a task has ended: an event loop's, perhaps.
+            child.send_soon(pack(message))
 
     def tidy(self) -> None:
         close_old_connections()  # this thread's: receivers of signals may use them
@@ -438,134 +400,6 @@ def _how_it_ended(code: int | None) -> str:
     return f"was killed by {name}"
 
 
-def _packed(backoff: Backoff | None) -> bytes | None:
-    if backoff is None:
-        return None
-    try:
-        return pickle.dumps(backoff)
-    except Exception:  # a lambda's: the child finds it where the task is
-        return b""
-
-
 def _send(child: Child, message: ToChild) -> None:
     # Only what the child waits for is ever sent, so that it does not block.
     child.send(pack(message))
-
-
-class _Watches:
-    """The results that the task in the child waits for.
-
-    Who waits is in `_waiting`, and who has lent the slot in `_lent`; what ends a watch
-    takes it out of both, and only one can.
-    """
-
-    def __init__(self, host: WorkerHost) -> None:
-        self._host = host
-        self._running_id = ""
-        self._waiting: dict[int, Callable[[], None] | None] = {}
-        self._lent: set[int] = set()
-        self._groups: set[int] = set()  # those that the slot is lent for
-        # What the task holds handles of, once it has finished, whatever the store
-        # forgets meanwhile; and what takes back that we are told.
-        self._finished: dict[str, Record] = {}
-        self._kept: dict[str, Callable[[], None]] = {}
-
-    def begin(self, running_id: str) -> None:
-        """The task of that id begins."""
-        self._running_id = running_id
-
-    def add(self, watch: Watch, child: Child) -> None:
-        """Tell the child when the result is finished; lend the slot meanwhile."""
-        watch_id = watch.watch_id
-
-        def tell(record: Record | None) -> None:
-            if self.end(watch_id):
-                if watch.group is not None:
-                    self.reclaim(watch.group)
-                if record is not None and record.is_finished:
-                    self._finished[record.id] = record
-                with suppress(OSError):  # it has ended
-                    # On whichever thread a task has ended: an event loop's, perhaps.
-                    child.send_soon(pack(Watched(watch_id)))
-
-        self._waiting[watch_id] = None
-        if watch.result_id in self._finished:
-            tell(None)
-            return
-        remove = self._host.on_change(
-            watch.alias, watch.result_id, tell, revision=watch.revision
-        )
-        if remove is None:
-            tell(None)
-            return
-        if watch.group is None:
-            self._host.lend_slot(self._running_id)
-            self._lent.add(watch_id)
-        if watch_id in self._waiting:
-            self._waiting[watch_id] = remove
-        if watch_id not in self._waiting:  # it was told meanwhile
-            self.end(watch_id)
-
-    def lend(self, group: int) -> None:
-        """The task waits for any result of a group."""
-        self._host.lend_slot(self._running_id)
-        self._groups.add(group)
-
-    def reclaim(self, group: int) -> None:
-        """It does so no longer, or one is finished; once for each `lend`."""
-        try:
-            self._groups.remove(group)
-        except KeyError:
-            return
-        self._host.reclaim_slot(self._running_id)
-
-    def end(self, watch_id: int) -> bool:
-        """The wait is over; False where it was before."""
-        try:
-            self._lent.remove(watch_id)
-        except KeyError:
-            pass
-        else:
-            self._host.reclaim_slot(self._running_id)
-        try:
-            remove = self._waiting.pop(watch_id)
-        except KeyError:
-            return False
-        if remove is not None:
-            remove()
-        return True
-
-    def clear(self) -> None:
-        """The task has ended."""
-        for watch_id in list(self._waiting):
-            self.end(watch_id)
-        for group in list(self._groups):
-            self.reclaim(group)
-        for remove in self._kept.values():
-            remove()
-        self._kept.clear()
-        self._finished.clear()
-
-    def keep(self, record: Record) -> None:
-        """The task has got a handle, which must not lose its outcome."""
-        if record.id in self._kept:
-            return
-        if not is_of_this_process(record.owner) and not record.is_finished:
-            return  # it would be looked up again and again, with nobody waiting
-
-        def take(finished: Record) -> None:
-            self._finished[record.id] = finished
-
-        remove = self._host.on_change(record.alias, record.id, take)
-        if remove is not None:
-            self._kept[record.id] = remove
-        elif record.is_finished:
-            self._finished[record.id] = record
-        else:  # it has ended just now
-            found = self._host.serve(GetRequest(record.alias, record.id))
-            if isinstance(found, Record) and found.is_finished:
-                self._finished[record.id] = found
-
-    def finished(self, result_id: str) -> Record | None:
-        """A result that was waited for, once it is finished."""
-        return self._finished.get(result_id)
