@@ -12,7 +12,7 @@ Importing the package starts nothing and imports no model. How a task goes::
           v                                                                      |
     dispatcher   into a free slot: executor.submit(call)                         |
           v                                                                      |
-    executors    a thread | a child process | an event loop                      |
+    executors    a thread | a child process | an event loop | a Dask cluster     |
           v                                                                      |
     worker       context, connections; calls the function, and the backoff if    |
           v      that fails; outcome = plain data                                |
@@ -23,13 +23,28 @@ Importing the package starts nothing and imports no model. How a task goes::
     results      result.wait() in sync code, `await result` in async code
 """
 
-from .backend import EventLoopBackend, ProcessPoolBackend, ThreadPoolBackend
+from .backend import (
+    DaskBackend,
+    EventLoopBackend,
+    ProcessPoolBackend,
+    ThreadPoolBackend,
+)
 from .completed import as_completed
 from .context import LocalTaskContext, ResultIdFilter, current_result_id
-from .errors import QueueFull, TaskCancelled, TaskFailed, TaskTimeout, WorkerLost
+from .errors import (
+    ClusterUnreachable,
+    QueueFull,
+    TaskCancelled,
+    TaskFailed,
+    TaskTimeout,
+    WorkerLost,
+)
 from .progress import Progress
 from .results import LocalTaskResult, wait
 from .setting_types import (
+    DaskOptions,
+    DaskSetting,
+    DaskTLS,
     DjangoBackendSetting,
     EventLoopOptions,
     EventLoopSetting,
@@ -44,6 +59,11 @@ from .setting_types import (
 from .tasks import LocalTask, task
 
 __all__ = [
+    "ClusterUnreachable",
+    "DaskBackend",
+    "DaskOptions",
+    "DaskSetting",
+    "DaskTLS",
     "DjangoBackendSetting",
     "EventLoopBackend",
     "EventLoopOptions",

@@ -18,6 +18,7 @@ from .async_bridge import in_thread
 from .backoff import Backoff
 from .checks import as_check_messages, as_exception
 from .context import current_result_id, is_running, parent_link
+from .executors.dask import DaskExecutor
 from .executors.event_loop import EventLoopExecutor
 from .executors.processes import ProcessExecutor
 from .executors.threads import ThreadExecutor
@@ -53,6 +54,7 @@ from .tasks import (
 from .worker import is_async
 
 __all__ = [
+    "DaskBackend",
     "EventLoopBackend",
     "FuturesBackend",
     "ProcessPoolBackend",
@@ -85,6 +87,8 @@ class FuturesBackend(BaseTaskBackend):
     """The options of worker processes (`ProcessPoolOptions`) are among its own."""
     has_event_loop: ClassVar[bool] = False
     """The options of an event loop (`EventLoopOptions`) are among its own."""
+    has_cluster: ClassVar[bool] = False
+    """The options of a cluster (`DaskOptions`) are among its own."""
     default_executor: ClassVar[ExecutorFactory]
     """What runs the tasks where ``OPTIONS["EXECUTOR"]`` names nothing else."""
 
@@ -210,7 +214,7 @@ class FuturesBackend(BaseTaskBackend):
         return (
             self.options.get("TIMEOUT_ON_THREADS") == "raise"
             and isinstance(factory, type)  # one's own knows nothing of that option
-            and issubclass(factory, ThreadExecutor)
+            and issubclass(factory, ThreadExecutor | DaskExecutor)
         )
 
     def _executor_factory(self) -> object:
@@ -364,6 +368,7 @@ class FuturesBackend(BaseTaskBackend):
                 has_threads=self.has_threads,
                 has_processes=self.has_processes,
                 has_event_loop=self.has_event_loop,
+                has_cluster=self.has_cluster,
             )
         return self._parsed
 
@@ -467,6 +472,24 @@ class EventLoopBackend(FuturesBackend):
 
     has_event_loop: ClassVar[bool] = True
     default_executor: ClassVar[ExecutorFactory] = EventLoopExecutor
+
+    @override
+    @classmethod
+    def default_max_workers(cls) -> int:
+        return 1000
+
+
+class DaskBackend(FuturesBackend):
+    """Runs tasks on a Dask cluster: for work that has outgrown one machine.
+
+    Without an ``ADDRESS`` on a cluster of worker processes of its own. Needs the extra
+    ``dask``. ``MAX_WORKERS`` is how many tasks the cluster is given at once, which wait
+    there for a worker; they are READY until one begins.
+    """
+
+    has_threads: ClassVar[bool] = True
+    has_cluster: ClassVar[bool] = True
+    default_executor: ClassVar[ExecutorFactory] = DaskExecutor
 
     @override
     @classmethod

@@ -42,6 +42,7 @@ __all__ = [
     "open_context",
     "parent_link",
     "running_task",
+    "set_call_link",
     "set_parent_link",
 ]
 
@@ -298,12 +299,23 @@ def lending_slot(*, group: int | None = None) -> Generator[Callable[[], None]]:
 _parent_link: "ParentLink | None" = None
 
 
+_call_link: "ContextVar[ParentLink | None]" = ContextVar("call_link", default=None)
+
+
 def parent_link() -> "ParentLink | None":
-    """In a worker process, the way to its parent; None anywhere else."""
-    return _parent_link
+    """In a worker process, the way to its parent; None anywhere else.
+
+    A worker that has several parents has one for each call.
+    """
+    return _parent_link or _call_link.get()
 
 
 def set_parent_link(link: "ParentLink | None", /) -> None:
     """Called once by a worker process, and in a fork of one."""
     global _parent_link
     _parent_link = link
+
+
+def set_call_link(link: "ParentLink", /) -> None:
+    """Called in the context of a call, before its task begins."""
+    _call_link.set(link)

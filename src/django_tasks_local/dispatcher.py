@@ -106,6 +106,9 @@ class Dispatcher(WorkerHost):
         self._timer = Timer(self._ring, name=f"django-tasks-{alias}-timer")
         self._executor: TaskExecutor | None = None
         self._run: _Run = self._run_by_future
+        # Those of a `DistantExecutor`.
+        self._check_reachable: Callable[[], None] | None = None
+        self._withdraw: Callable[[str], None] | None = None
         self._executor_lock = threading.Lock()
 
     # What the state asks of it.
@@ -117,6 +120,8 @@ class Dispatcher(WorkerHost):
                 if self._executor is None:
                     executor = self._options.executor(self._options, host=self)
                     self._run = getattr(executor, "run", self._run_by_future)
+                    self._check_reachable = getattr(executor, "check_reachable", None)
+                    self._withdraw = getattr(executor, "withdraw", None)
                     self._executor = executor
         return self._executor
 
@@ -128,8 +133,11 @@ class Dispatcher(WorkerHost):
     def admit(self, jobs: Sequence[Job], /) -> None:
         """Take places in the queue for tasks that are about to be stored.
 
-        For all or none. Raises QueueFull, and Retired once `retire` was called.
+        For all or none. Raises QueueFull, what the executor raises that is away, and
+        Retired once `retire` was called.
         """
+        if self._check_reachable is not None:
+            self._check_reachable()
         self._slots.admit(jobs)
 
     def refuse(self, jobs: Sequence[Job], /) -> None:
@@ -269,6 +277,8 @@ class Dispatcher(WorkerHost):
         if record.is_finished:
             self._slots.drop(job)
             self._tell_end(job, record)
+            if self._withdraw is not None:
+                self._withdraw(record.id)
             if self._slots.settle():
                 self._close()
         else:

@@ -5,6 +5,7 @@ from typing import override
 from django.tasks.exceptions import TaskException
 
 __all__ = [
+    "ClusterUnreachable",
     "QueueFull",
     "StoreError",
     "TaskCancelled",
@@ -19,6 +20,14 @@ class QueueFull(TaskException):
     """Raised by an enqueue when ``MAX_PENDING`` tasks of the alias are waiting.
 
     Nothing was stored, and the task will not run: enqueue it again later.
+    """
+
+
+class ClusterUnreachable(TaskException):
+    """Raised by an enqueue once an alias's cluster could not be reached for too long.
+
+    That is ``CONNECT_TIMEOUT`` seconds. Nothing was stored, and the task will not run.
+    Tasks that were taken before wait for the cluster's return.
     """
 
 

@@ -26,6 +26,7 @@ from .backoff import Backoff, exponential
 from .protocols import ExecutorFactory, ResultStoreFactory
 
 __all__ = [
+    "ClusterOptions",
     "Finding",
     "LocalOptions",
     "default_process_count",
@@ -36,6 +37,18 @@ __all__ = [
     "parse_options",
     "parse_queues",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """The cluster that runs an alias's tasks."""
+
+    address: str | None = None
+    """Its scheduler's; None: a cluster of this process's own."""
+    tls: Mapping[str, str] | None = None
+    """The paths of ``CA_FILE``, ``CERT`` and ``KEY``; None: no TLS."""
+    connect_timeout_s: float = 10.0
+    """Seconds out of reach after which no task is taken any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +93,7 @@ class LocalOptions:
         default_factory=dict[str, ContextVar[Any]]
     )
     """What of the enqueuer's context goes along, by dotted path."""
+    cluster: ClusterOptions = ClusterOptions()
 
 
 class Finding(NamedTuple):
@@ -111,6 +125,8 @@ _LOOPS = {"asyncio": "asyncio.new_event_loop", "uvloop": "uvloop.new_event_loop"
 
 # In a project that is being developed.
 _SLOW_CALLBACK_S = 0.5
+
+_TLS_NAMES = {"CA_FILE", "CERT", "KEY"}
 
 _NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
@@ -176,6 +192,23 @@ def _is_ttl(value: object) -> bool:
     return _is_over_zero(value)
 
 
+def _is_address(value: object) -> bool:
+    return value is None or (
+        isinstance(value, str) and value.startswith(("tcp://", "tls://"))
+    )
+
+
+def _is_tls(value: object) -> bool:
+    return value is None or (
+        _is_options(value)
+        and {*cast("Mapping[str, object]", value)} == _TLS_NAMES
+        and all(
+            isinstance(path, str | os.PathLike)
+            for path in cast("Mapping[str, object]", value).values()
+        )
+    )
+
+
 def _is_paths(value: object) -> bool:
     return isinstance(value, list | tuple) and all(
         isinstance(path, str) and "." in path
@@ -233,6 +266,7 @@ _KEYS: Mapping[str, _Key] = {
 _THREAD_KEYS: Mapping[str, _Key] = {
     "TIMEOUT_ON_THREADS": _Key("'raise' or None", _is_raise),
 }
+_CONTEXT = _Key("a list of dotted paths of ContextVar objects", _is_paths)
 _PROCESS_KEYS: Mapping[str, _Key] = {
     "MAX_TASKS_PER_CHILD": _Key(
         "an integer of at least 1, or None",
@@ -242,20 +276,28 @@ _PROCESS_KEYS: Mapping[str, _Key] = {
     "IDLE_TIMEOUT": _Key(
         "a number of seconds, 0 or more, or None", _is_duration_or_none
     ),
-    "CONTEXT": _Key("a list of dotted paths of ContextVar objects", _is_paths),
+    "CONTEXT": _CONTEXT,
 }
 _LOOP_KEYS: Mapping[str, _Key] = {
     "LOOP": _Key("'asyncio' or 'uvloop'", _is_loop),
     "SYNC_THREADS": _Key("an integer of at least 1", is_count),
     "SLOW_CALLBACK_S": _Key("a number of seconds above 0, or None", _is_over_zero),
 }
+_CLUSTER_KEYS: Mapping[str, _Key] = {
+    "ADDRESS": _Key("an address, 'tcp://…' or 'tls://…', or None", _is_address),
+    "TLS": _Key("a dict of the paths 'CA_FILE', 'CERT' and 'KEY', or None", _is_tls),
+    "CONNECT_TIMEOUT": _Key("a number of seconds above 0", is_timeout),
+    "CONTEXT": _CONTEXT,
+}
 _ALL_KEYS: Mapping[str, _Key] = {
     **_KEYS,
     **_THREAD_KEYS,
     **_PROCESS_KEYS,
     **_LOOP_KEYS,
+    **_CLUSTER_KEYS,
 }
 _WHOSE = {
+    **dict.fromkeys(_CLUSTER_KEYS, "A cluster has it: DaskBackend takes it."),
     **dict.fromkeys(_THREAD_KEYS, "Threads have it: ThreadPoolBackend takes it."),
     **dict.fromkeys(
         _PROCESS_KEYS, "Worker processes have it: ProcessPoolBackend takes it."
@@ -292,11 +334,13 @@ def parse_options(
     has_threads: bool = False,
     has_processes: bool = False,
     has_event_loop: bool = False,
+    has_cluster: bool = False,
 ) -> LocalOptions | list[Finding]:
     """The options of ``TASKS[alias]``, or all that is wrong with them.
 
-    `has_threads`, `has_processes`, `has_event_loop`: the options of threads, of worker
-    processes and of an event loop are among those that it may have.
+    `has_threads`, `has_processes`, `has_event_loop`, `has_cluster`: the options of
+    threads, of worker processes, of an event loop and of a cluster are among those that
+    it may have.
     """
     findings = list(_find_wrong_keys(alias, params))
     raw = params.get("OPTIONS", {})
@@ -314,8 +358,10 @@ def parse_options(
         **(_THREAD_KEYS if has_threads else {}),
         **(_PROCESS_KEYS if has_processes else {}),
         **(_LOOP_KEYS if has_event_loop else {}),
+        **(_CLUSTER_KEYS if has_cluster else {}),
     }
     findings += _find_wrong_options(alias, given, backend_name, known)
+    findings += _find_wrong_cluster(alias, given)
     if findings:
         return findings
     store = _import(alias, "STORE", given.get("STORE", "memory"))
@@ -371,6 +417,7 @@ def parse_options(
             else float(min(idle_timeout_s, threading.TIMEOUT_MAX))  # as above
         ),
         context_vars=MappingProxyType(context_vars),
+        cluster=_cluster(given),
         store=store,
         store_options=given.get("STORE_OPTIONS", _NO_OPTIONS),
         executor=executor,
@@ -419,6 +466,26 @@ def _find_wrong_options(
             yield Finding(
                 _WRONG_VALUE, f"{where} must be {rule.accepted}, got {value!r}."
             )
+
+
+def _find_wrong_cluster(alias: str, given: Mapping[object, Any]) -> Iterator[Finding]:
+    is_tls = str(given.get("ADDRESS")).startswith("tls://")
+    if is_tls != (given.get("TLS") is not None):
+        where = f"TASKS[{alias!r}]['OPTIONS']['TLS']"
+        yield Finding(
+            _WRONG_VALUE,
+            f"{where} must be given for an address 'tls://…', and for no other, got "
+            f"{given.get('TLS')!r} for {given.get('ADDRESS')!r}.",
+        )
+
+
+def _cluster(given: Mapping[object, Any]) -> ClusterOptions:
+    tls = given.get("TLS")
+    return ClusterOptions(
+        address=given.get("ADDRESS"),
+        tls=tls and {name: os.fspath(path) for name, path in tls.items()},
+        connect_timeout_s=float(given.get("CONNECT_TIMEOUT", 10.0)),
+    )
 
 
 def _find_unknown_names(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CallbackExecutor",
+    "DistantExecutor",
     "ExecutorFactory",
     "OwnedResultStore",
     "Ownership",
@@ -193,6 +194,26 @@ class CallbackExecutor(TaskExecutor, Protocol):
 
         Once, with the Outcome, on any thread, perhaps before `run` returns. It may take
         long, and never raises an Exception.
+        """
+        ...
+
+
+class DistantExecutor(TaskExecutor, Protocol):
+    """An executor that hands its calls on to somebody who may be away, or busy."""
+
+    def check_reachable(self) -> None:
+        """Raise where no task should be taken at present.
+
+        What it raises is what the enqueue raises. Any thread may call it; it does not
+        block.
+        """
+        ...
+
+    def withdraw(self, result_id: str, /) -> None:
+        """A task was cancelled: a call that has not begun need not do so.
+
+        Its Outcome comes sooner, and is ignored. Any thread may call it; it does not
+        wait, and does nothing where there is no such call.
         """
         ...
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from os import PathLike
 from typing import Literal, NotRequired, TypedDict
 
 from .backoff import Backoff
 from .protocols import ExecutorFactory, ResultStoreFactory
 
 __all__ = [
+    "DaskOptions",
+    "DaskSetting",
+    "DaskTLS",
     "DjangoBackendSetting",
     "EventLoopOptions",
     "EventLoopSetting",
@@ -87,6 +91,34 @@ class EventLoopOptions(PoolOptions, total=False):
     for never (0.5 where DEBUG is on, else None)."""
 
 
+class DaskTLS(TypedDict):
+    """What shows a Dask cluster who we are, and us that it is the right one: paths."""
+
+    CA_FILE: str | PathLike[str]
+    """The certificate of who has signed all others."""
+    CERT: str | PathLike[str]
+    """This process's own certificate, which the cluster has to accept."""
+    KEY: str | PathLike[str]
+    """Its private key."""
+
+
+class DaskOptions(PoolOptions, total=False):
+    """The ``OPTIONS`` of a Dask backend. All may be left out."""
+
+    ADDRESS: str | None
+    """The scheduler's, ``"tcp://host:port"`` or ``"tls://host:port"``; None for a
+    cluster of this process's own, on this machine (None)."""
+    TLS: DaskTLS | None
+    """For an address ``"tls://…"`` (None)."""
+    CONNECT_TIMEOUT: float
+    """After how many seconds during which the scheduler cannot be reached an enqueue
+    raises `ClusterUnreachable` (10.0)."""
+    TIMEOUT_ON_THREADS: Literal["raise"] | None
+    """As on threads, in the threads of Dask's workers (None)."""
+    CONTEXT: Sequence[str]
+    """Dotted paths of the `ContextVar` objects whose values tasks see as well ([])."""
+
+
 class ThreadPoolSetting(TypedDict):
     """An alias that runs tasks on threads."""
 
@@ -120,6 +152,17 @@ class EventLoopSetting(TypedDict):
     OPTIONS: NotRequired[EventLoopOptions]
 
 
+class DaskSetting(TypedDict):
+    """An alias that runs tasks on a Dask cluster."""
+
+    BACKEND: Literal[
+        "django_tasks_local.DaskBackend",
+        "django_tasks_local.backend.DaskBackend",
+    ]
+    QUEUES: NotRequired[Sequence[str]]
+    OPTIONS: NotRequired[DaskOptions]
+
+
 class DjangoBackendSetting(TypedDict):
     """An alias of Django's own backends."""
 
@@ -145,6 +188,10 @@ class OtherBackendSetting(TypedDict):
 
 type TasksSetting = dict[
     str,
-    ThreadPoolSetting | ProcessPoolSetting | EventLoopSetting | DjangoBackendSetting,
+    ThreadPoolSetting
+    | ProcessPoolSetting
+    | EventLoopSetting
+    | DaskSetting
+    | DjangoBackendSetting,
 ]
 """The type of the ``TASKS`` setting."""

@@ -1,0 +1,672 @@
+"""Tasks on a Dask cluster: what the process does that they come from.
+
+No call begins before this process has said that it may: a worker asks first. So the
+store knows of each start before the function runs, and whatever Dask runs again by
+itself, after a worker has died, is told to leave it.
+"""
+
+import asyncio
+import os
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import Context, copy_context
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, assert_never
+
+from django.conf import ENVIRONMENT_VARIABLE
+from django.core.exceptions import ImproperlyConfigured
+
+from ..errors import ClusterUnreachable, TaskCancelled
+from ..identity import new_result_id
+from ..options import LocalOptions, default_process_count, is_count
+from ..protocols import WorkerHost
+from ..records import Call, Interruption, Outcome, Record, Timestamp
+from ..worker import error_record, is_async, lost_outcome, stopped_outcome
+from .dask_messages import (
+    Ask,
+    Begin,
+    BootFailed,
+    Decline,
+    FromWorker,
+    Interrupt,
+    Payload,
+    Refused,
+    ToWorker,
+    pack,
+    pack_payload,
+    unpack_from_worker,
+    unpack_result,
+)
+from .deployment import this_deployment
+from .messages import (
+    Lend,
+    Reclaim,
+    Reply,
+    Request,
+    Unwatch,
+    Watch,
+    run_message,
+)
+from .messages import pack as pack_run
+from .project import find_main, take_project
+from .requests import TaskRequests
+from .sync_threads import SyncThreads, Work
+
+if TYPE_CHECKING:
+    from distributed import Future as DaskFuture
+
+    from .dask_cluster import Connection, OwnCluster
+
+__all__ = ["DaskExecutor"]
+
+_LOOK_S = 1.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+_END_S = 1.0
+_SHUT_DOWN = "Its alias was shut down before the task could run."
+_SHUT_DOWN_MEANWHILE = "Its alias was shut down before the task came to its end."
+
+
+class DaskExecutor:
+    """Runs each call on a worker of a Dask cluster. An `ExecutorFactory`.
+
+    Without an address it starts a cluster of its own, for which ``EXECUTOR_OPTIONS``
+    may say ``N_WORKERS`` (how many processes; as many as there are CPUs, at most 10)
+    and ``THREADS_PER_WORKER`` (1).
+    """
+
+    option_names: Sequence[str] = ("N_WORKERS", "THREADS_PER_WORKER")
+    can_stop_coroutines = True
+    can_stop_functions = False
+
+    def __init__(self, options: LocalOptions, /, *, host: WorkerHost) -> None:
+        find_main()  # while the main module still runs
+        self._host = host
+        self._options = options
+        self._name = f"django-tasks-{host.alias}"
+        self._session = new_result_id()
+        self._threads = SyncThreads(
+            name=f"{self._name}-host", count=options.sync_threads
+        )
+        self._lock = threading.Lock()
+        self._inbox = deque[_Call]()
+        # Those that have not ended, by their results' ids.
+        self._calls: dict[str, _Call] = {}
+        self._thread: threading.Thread | None = None
+        self._ends_at: float | None = None
+        self._unreachable_since: float | None = None
+        self._why = "it has not been tried yet"
+        # What follows is the loop's thread's own.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self._by_key: dict[str, _Call] = {}
+        self._by_token: dict[str, _Call] = {}
+        self._connection: Connection | None = None
+        self._own: OwnCluster | None = None
+        self._is_lost = False
+        self._follows = set[asyncio.Task[None]]()
+
+    @staticmethod
+    def find_wrong_options(given: Mapping[str, object], /) -> Iterator[tuple[str, str]]:
+        """The names of options with wrong values, and what would be accepted."""
+        for name in DaskExecutor.option_names:
+            if not is_count(given.get(name, 1)):
+                yield name, "an integer of at least 1"
+
+    # Any thread.
+
+    def submit(self, call: Call, /) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+
+        def resolve(outcome: Outcome) -> None:  # whose callbacks may take long
+            self._in_thread(partial(future.set_result, outcome))
+
+        self.run(call, resolve)
+        return future
+
+    def run(self, call: Call, done: Callable[[Outcome], None], /) -> None:
+        reason = self._put(_Call(call, done))
+        if reason is not None:
+            done(lost_outcome(call.record.id, reason))
+
+    def _put(self, call: "_Call") -> str | None:
+        """Why it cannot run, where it cannot."""
+        with self._lock:  # decides whether calls are still taken, and who starts what
+            if self._ends_at is not None:
+                return _SHUT_DOWN
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._work, name=f"{self._name}-dask", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as err:
+                    # The interpreter is ending, or the system has no thread left.
+                    return str(err)
+                self._thread = thread
+            self._calls[call.id] = call
+            self._inbox.append(call)
+        self._wake()
+        return None
+
+    def check_reachable(self) -> None:
+        """Raise ClusterUnreachable where the cluster has been away for too long."""
+        since, timeout_s = self._unreachable_since, self._options.cluster
+        if since is None:
+            return
+        away_s = time.monotonic() - since
+        if away_s > timeout_s.connect_timeout_s:
+            raise ClusterUnreachable(
+                f"TASKS[{self._host.alias!r}]: the Dask scheduler at "
+                f"{self._options.cluster.address} has not been reached for "
+                f"{away_s:.0f} s ({self._why}), and no task is taken until it is."
+            )
+
+    def interrupt(
+        self, result_id: str, /, *, attempt: int, reason: Interruption
+    ) -> bool:
+        call = self._calls.get(result_id)
+        if call is None or call.attempt != attempt:
+            return False
+        can_stop = call.is_coroutine or (
+            reason is Interruption.TIMEOUT and self._raises(call)
+        )
+        with self._lock:  # decides whose reason it is
+            if call.token is None or call.is_over or call.reason is not None:
+                return False
+            if can_stop:
+                call.reason = reason
+            elif reason is not Interruption.CANCEL:
+                return False
+        self._tell_soon(call, Interrupt(reason))
+        return can_stop
+
+    def withdraw(self, result_id: str, /) -> None:
+        """The task was cancelled: a call that has not begun need not do so."""
+        call = self._calls.get(result_id)
+        if call is not None:
+            self._call_soon(self._withdraw, call)
+
+    def shutdown(self, *, timeout_s: float) -> None:
+        ends_at = time.monotonic() + timeout_s
+        with self._lock:
+            self._ends_at = min(self._ends_at or ends_at, ends_at)
+            thread = self._thread
+        if thread is not None:
+            self._wake()
+            if thread is not threading.current_thread() and timeout_s > 0:
+                thread.join(timeout_s + _END_S)
+        self._threads.shutdown(timeout_s=max(0.0, ends_at - time.monotonic()))
+
+    def _raises(self, call: "_Call") -> bool:
+        return self._options.raises_in_threads and call.call.timeout_s is not None
+
+    def _wake(self) -> None:
+        self._call_soon(self._changed.set)
+
+    def _call_soon[*T](self, function: Callable[[*T], object], *args: *T) -> None:
+        loop = self._loop
+        if loop is not None:  # or it sees at its start what there is
+            with suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(function, *args)
+
+    # The thread of the connection: its event loop.
+
+    def _work(self) -> None:
+        try:
+            # They take a second to import, which only this thread should wait for.
+            from . import dask_cluster
+
+            this_deployment()
+            asyncio.run(self._main(dask_cluster))
+        finally:
+            for call in list(self._calls.values()):
+                self._end(call, lost_outcome(call.id, _SHUT_DOWN_MEANWHILE))
+
+    async def _main(self, dask: ModuleType) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._unreachable_since = time.monotonic()
+        try:
+            pause_s = _FIRST_PAUSE_S
+            while not self._is_at_end():
+                if await self._connect(dask):
+                    pause_s = _FIRST_PAUSE_S
+                    await self._serve()
+                    await self._hang_up()
+                else:
+                    await self._rest(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        finally:
+            for follow in self._follows:
+                follow.cancel()
+            if self._own is not None:
+                await self._own.close()
+
+    async def _rest(self, pause_s: float) -> None:
+        """Wait so long, or until it is time to end."""
+        until = time.monotonic() + pause_s
+        while not self._is_at_end() and (left_s := until - time.monotonic()) > 0:
+            self._changed.clear()
+            if self._ends_at is not None:
+                left_s = min(left_s, max(0.0, self._ends_at - time.monotonic()))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left_s)
+
+    def _is_at_end(self) -> bool:
+        """Whether there is nothing more to do, or no time left for it."""
+        if self._ends_at is None:
+            return False
+        return not self._calls or time.monotonic() >= self._ends_at
+
+    async def _connect(self, dask: ModuleType) -> bool:
+        try:
+            if self._options.cluster.address is None and self._own is None:
+                given = self._options.executor_options
+                self._own = dask.OwnCluster(
+                    n_workers=_number(given, "N_WORKERS", default_process_count()),
+                    threads_per_worker=_number(given, "THREADS_PER_WORKER", 1),
+                )
+            connection = self._connection = dask.Connection(
+                self._options.cluster,
+                name=self._name,
+                session=self._session,
+                own=self._own,
+                take=self._take,
+                worker_left=self._worker_left,
+            )
+            await connection.open()
+        except Exception as err:  # whatever Dask or the network raise: it is not there
+            self._why = str(err) or type(err).__name__
+            await self._hang_up()
+            return False
+        self._is_lost = False
+        self._unreachable_since = None
+        return True
+
+    async def _hang_up(self) -> None:
+        """The connection is over: what has begun is lost, and what has not waits."""
+        if self._unreachable_since is None:
+            self._unreachable_since = time.monotonic()
+        connection, self._connection = self._connection, None
+        for call in list(self._by_key.values()):
+            if call.token is None:
+                self._take_back(call)
+            else:
+                self._lose(call, "The connection to the Dask scheduler was lost")
+        if connection is not None:
+            await connection.close()
+
+    async def _serve(self) -> None:
+        """Hand in what comes, for as long as the connection lasts."""
+        connection = self._connection
+        assert connection is not None  # as it was just made
+        while connection.is_open and not self._is_lost:
+            self._changed.clear()
+            self._hand_in(connection)
+            if self._is_at_end():
+                await self._give_up()
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._patience_s())
+
+    def _patience_s(self) -> float:
+        if self._ends_at is None:
+            return _LOOK_S
+        return min(_LOOK_S, max(0.0, self._ends_at - time.monotonic()))
+
+    async def _give_up(self) -> None:
+        """End what still runs, as far as it can be."""
+        for call in list(self._by_token.values()):
+            self.interrupt(call.id, attempt=call.attempt, reason=Interruption.SHUTDOWN)
+        until = time.monotonic() + _END_S
+        while any(call.reason for call in self._by_token.values()):
+            self._changed.clear()
+            with suppress(TimeoutError):
+                left_s = max(0.0, until - time.monotonic())
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            if time.monotonic() >= until:
+                break
+        for call in list(self._calls.values()):
+            reason = _SHUT_DOWN if call.token is None else _SHUT_DOWN_MEANWHILE
+            self._end(call, lost_outcome(call.id, reason))
+
+    # From the inbox to Dask.
+
+    def _hand_in(self, connection: "Connection") -> None:
+        batches: dict[int, list[tuple[_Call, str, bytes]]] = {}
+        while self._inbox:
+            call = self._inbox.popleft()
+            if call.is_over:
+                continue
+            key = call.next_key()
+            try:
+                payload = self._payload(call, key)
+            except Exception as err:  # a value's own code
+                error = error_record(err)
+                self._end(call, Outcome(call.id, time.time(), None, error))
+                continue
+            priority = call.call.record.task.priority
+            batches.setdefault(priority, []).append((call, key, payload))
+        for priority, batch in batches.items():
+            payloads = [(key, payload) for _, key, payload in batch]
+            futures = connection.submit(payloads, priority=priority)
+            for (call, key, _), future in zip(batch, futures, strict=True):
+                call.key, call.future = key, future
+                self._by_key[key] = call
+                follow = asyncio.create_task(self._follow(call, future))
+                self._follows.add(follow)
+                follow.add_done_callback(self._follows.discard)
+
+    def _payload(self, call: "_Call", key: str) -> bytes:
+        run = run_message(
+            call.call,
+            call.call.record,
+            call.context,
+            carries=self._options.context_vars,
+        )
+        return pack_payload(
+            Payload(
+                key=key,
+                session=self._session,
+                deployment=this_deployment(),
+                settings_module=os.environ.get(ENVIRONMENT_VARIABLE),
+                project=pickle.dumps(take_project()) if self._own else None,
+                run=pack_run(run),
+                is_coroutine=call.is_coroutine,
+                timeout_s=call.call.timeout_s,
+                raises_in_threads=self._options.raises_in_threads,
+            )
+        )
+
+    async def _follow(self, call: "_Call", future: "DaskFuture") -> None:
+        """See to a Dask task that ends without its outcome having come before."""
+        error = await future.exception()
+        if call.future is not future:  # it has come, or was handed in again
+            return
+        if future.status == "error":
+            text = f"Dask could not run the task: {type(error).__name__}: {error}"
+            self._fail_to_begin(call, lost_outcome(call.id, text))
+        elif future.status == "finished":
+            try:
+                answer = unpack_result(await future.result())
+            except Exception as err:
+                text = f"What it returned could not be fetched: {error_record(err)}"
+                answer = BootFailed(text)
+            if call.future is future:
+                self._see(call, answer)
+        elif self._connection is not None and self._connection.is_open:
+            # Somebody has cancelled it, or restarted the workers.
+            if call.token is None:
+                self._take_back(call)
+            else:
+                self._lose(call, "Dask was told to forget the task")
+        else:
+            self._is_lost = True
+            self._changed.set()
+
+    def _see(self, call: "_Call", answer: Any) -> None:
+        match answer:
+            case Outcome():
+                self._end(call, answer)
+            case BootFailed():
+                text = f"A Dask worker could not see the project.\n{answer.traceback}"
+                self._fail_to_begin(call, lost_outcome(call.id, text))
+            case Refused():
+                difference = this_deployment().difference_from(answer.deployment)
+                error = ImproperlyConfigured(
+                    f"A Dask worker has refused the task: {difference}. Deploy the "
+                    "same on both, and start the worker again."
+                )
+                self._fail_to_begin(call, stopped_outcome(call.id, error))
+            case _ if call.token is None:  # Unanswered: nobody has been told to begin
+                self._take_back(call)
+            case _:
+                self._lose(call, "Its outcome has not come, though Dask ran the task")
+
+    def _fail_to_begin(self, call: "_Call", outcome: Outcome) -> None:
+        """Nothing ran; the attempt counts, or this would be tried for ever."""
+        if call.token is not None:
+            self._end(call, outcome)
+            return
+        call.token = ""
+
+        def fail() -> None:
+            self._host.started(call.id, worker_id="dask:none", at=time.time())
+            self._call_soon(self._end, call, outcome)
+
+        self._call_host(fail)
+
+    def _take_back(self, call: "_Call") -> None:
+        """It has not begun, and is to be handed in again."""
+        self._let_go(call)
+        self._inbox.append(call)
+        self._changed.set()
+
+    def _withdraw(self, call: "_Call") -> None:
+        if call.token is None:
+            self._end(call, stopped_outcome(call.id, TaskCancelled()))
+
+    def _lose(self, call: "_Call", reason: str) -> None:
+        ran_s = time.time() - call.began_at
+        task = call.call.record.task
+        text = f"{reason} while {call.worker} ran {task.path} for {ran_s:.3f} s."
+        self._end(call, lost_outcome(call.id, text))
+
+    def _let_go(self, call: "_Call") -> None:
+        """Dask need not keep anything of it."""
+        self._by_key.pop(call.key, None)
+        future, call.future = call.future, None
+        if future is not None:
+            future.release()
+
+    def _end(self, call: "_Call", outcome: Outcome) -> None:
+        with self._lock:  # past this it cannot be interrupted
+            if call.is_over:
+                return
+            call.is_over = True
+            self._calls.pop(call.id, None)
+        self._let_go(call)
+        if call.token:
+            self._by_token.pop(call.token, None)
+        if call.requests is not None:
+            self._ask_host(call, partial(self._close_requests, call, outcome))
+        else:
+            self._call_host(partial(call.done, outcome))
+        self._changed.set()
+
+    @staticmethod
+    def _close_requests(call: "_Call", outcome: Outcome) -> None:
+        assert call.requests is not None  # or this would not be asked for
+        call.requests.clear()
+        call.done(outcome)
+
+    # What the workers say.
+
+    def _worker_left(self, address: str) -> None:
+        for call in list(self._by_token.values()):
+            if call.worker == address:
+                self._lose(call, "The worker left the cluster")
+
+    def _take(self, content: Sequence[Any]) -> None:
+        session, token, worker, packed = content
+        if session != self._session:
+            return
+        message = unpack_from_worker(packed)
+        if isinstance(message, Ask):
+            self._take_question(message, token, worker)
+            return
+        call = self._by_token.get(token)
+        if call is None:
+            self._send(worker, token, Decline())
+        elif isinstance(message, Outcome):
+            self._end(call, message)
+        else:
+            if call.requests is None:
+                call.requests = TaskRequests(self._host)
+                call.requests.begin(call.id)
+            self._ask_host(call, partial(self._serve_task, call, message))
+
+    def _take_question(self, ask: Ask, token: str, worker: str) -> None:
+        """A worker asks whether it may begin: the first one may."""
+        call = self._by_key.get(ask.key)
+        if call is None or (call.token is not None and call.token != token):
+            self._send(worker, token, Decline())
+            if call is not None and call.token:
+                # Dask runs it again, so that it has lost the first.
+                self._lose(call, "Dask has given it to another worker")
+        elif call.token is None:
+            with self._lock:  # past this it can be interrupted
+                call.token, call.worker, call.began_at = token, worker, ask.at
+            self._by_token[token] = call
+            self._call_host(partial(self._start, call, ask.at))
+        elif call.beginning is not None:  # the answer was lost
+            self._tell(call, call.beginning)
+
+    def _start(self, call: "_Call", at: Timestamp) -> None:
+        record = self._host.started(call.id, worker_id=call.worker, at=at)
+        self._call_soon(self._answer, call, record)
+
+    def _answer(self, call: "_Call", record: Record | None) -> None:
+        if call.is_over:
+            self._send(call.worker, call.token or "", Decline())
+        elif record is None:
+            self._tell(call, Decline())
+            self._end(call, stopped_outcome(call.id, TaskCancelled()))
+        else:
+            if self._host.is_cancel_requested(call.id):
+                record = record._replace(is_cancel_requested=True)
+            call.beginning = Begin(record._replace(arguments=""))
+            self._tell(call, call.beginning)
+
+    def _tell(self, call: "_Call", message: ToWorker) -> None:
+        if call.token and not call.is_over:
+            self._send(call.worker, call.token, message)
+
+    def _tell_soon(self, call: "_Call", message: ToWorker) -> None:
+        self._call_soon(self._tell, call, message)
+
+    def _send(self, worker: str, token: str, message: ToWorker) -> None:
+        if self._connection is not None:
+            self._connection.send(worker, token, pack(message))
+
+    # What the host is asked and told: on one of the threads where it may block.
+
+    def _call_host(self, function: Callable[[], None]) -> None:
+        if self._host.transitions_may_block:
+            self._in_thread(function)
+        else:
+            function()
+
+    def _in_thread(self, function: Callable[[], None]) -> None:
+        try:
+            self._threads.submit(Work(function, function), is_errand=True)
+        except RuntimeError:  # no thread can be started: better so than never
+            function()
+
+    def _ask_host(self, call: "_Call", function: Callable[[], None]) -> None:
+        """One after the other for each call, in a thread."""
+        with self._lock:  # decides whether a thread is there already
+            call.questions.append(function)
+            if call.is_asking:
+                return
+            call.is_asking = True
+        self._in_thread(partial(self._answer_questions, call))
+
+    def _answer_questions(self, call: "_Call") -> None:
+        while True:
+            with self._lock:  # decides whether another thread has to come
+                if not call.questions:
+                    call.is_asking = False
+                    return
+                function = call.questions.popleft()
+            function()
+
+    def _serve_task(self, call: "_Call", message: FromWorker) -> None:
+        requests = call.requests
+        assert requests is not None  # or this would not be asked for
+        match message:
+            case Request():
+                answer = requests.serve(message.request, call.context)
+                self._tell_soon(call, Reply(message.request_id, answer))
+            case Watch():
+                requests.watch(message, partial(self._tell_soon, call))
+            case Unwatch():
+                requests.unwatch(message.watch_id)
+            case Lend():
+                requests.lend(message.group)
+            case Reclaim():
+                requests.reclaim(message.group)
+            case Ask() | Outcome():
+                raise AssertionError("These are no questions.")
+            case _:
+                assert_never(message)
+
+
+class _Call:
+    """A call on its way."""
+
+    __slots__ = (
+        "attempt",
+        "began_at",
+        "beginning",
+        "call",
+        "context",
+        "done",
+        "future",
+        "id",
+        "is_asking",
+        "is_coroutine",
+        "is_over",
+        "key",
+        "questions",
+        "reason",
+        "requests",
+        "times_handed_in",
+        "token",
+        "worker",
+    )
+
+    def __init__(self, call: Call, done: Callable[[Outcome], None]) -> None:
+        self.call = call
+        self.done = done
+        self.id = call.record.id
+        self.attempt = len(call.record.worker_ids) + 1
+        self.context: Context = call.context or copy_context()
+        self.is_coroutine = call.function is not None and is_async(call.function)
+        self.key = ""
+        self.times_handed_in = 0
+        self.future: DaskFuture | None = None
+        self.token: str | None = None
+        """Of the one run of it that may begin; None: none has asked yet."""
+        self.worker = ""
+        self.began_at: Timestamp = 0.0
+        self.beginning: Begin | None = None
+        self.reason: Interruption | None = None
+        self.is_over = False
+        self.requests: TaskRequests | None = None
+        self.questions = deque[Callable[[], None]]()
+        self.is_asking = False
+
+    def next_key(self) -> str:
+        """Dask's name for it, which it has once.
+
+        By what stands before the id Dask groups what it knows of tasks; of the ids
+        alone each would be a group of its own, for ever.
+        """
+        self.times_handed_in += 1
+        key = f"{self.call.record.task.path}-{self.id}"
+        if self.attempt > 1 or self.times_handed_in > 1:
+            key += f"-{self.attempt}.{self.times_handed_in}"
+        return key
+
+
+def _number(given: Mapping[str, object], name: str, default: int) -> int:
+    value = given.get(name, default)
+    assert isinstance(value, int)  # as `find_wrong_options` has seen
+    return value

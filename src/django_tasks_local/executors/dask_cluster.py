@@ -1,0 +1,178 @@
+"""The connection to a Dask cluster's scheduler, and what is sent through it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from distributed import Client, Future, LocalCluster, Security
+
+from ..options import ClusterOptions
+from .dask_messages import content_of, event_down, topic_of
+from .dask_worker import run_call
+
+__all__ = ["Connection", "OwnCluster"]
+
+_WORKERS = "all"  # Dask's own topic of what becomes of them
+_TRY_S = 3.0
+_CLOSE_S = 2.0
+_AT_ONCE = 100
+
+# Strongly held while they are open: in a fork of this process they stay, since to let
+# go of a client there would have Dask wait for a thread that the fork does not have.
+_open = set[Client | LocalCluster]()
+
+
+class OwnCluster:
+    """A cluster of worker processes of this process's own, on this machine.
+
+    Nobody else gets in: its certificates are made for it, and kept in memory.
+    """
+
+    def __init__(self, *, n_workers: int, threads_per_worker: int) -> None:
+        self._n_workers = n_workers
+        self._threads_per_worker = threads_per_worker
+        self.security: Security = Security.temporary()
+        self.cluster: LocalCluster | None = None
+
+    async def start(self) -> LocalCluster:
+        """Start it, unless that is done."""
+        if self.cluster is None:
+            cluster = LocalCluster(
+                asynchronous=True,
+                processes=True,
+                n_workers=self._n_workers,
+                threads_per_worker=self._threads_per_worker,
+                dashboard_address=None,
+                security=self.security,
+            )
+            await cluster
+            _open.add(cluster)
+            self.cluster = cluster
+        return self.cluster
+
+    async def close(self) -> None:
+        """End its processes."""
+        if self.cluster is not None:
+            with suppress(Exception):  # it is lost, whatever Dask says
+                await self.cluster.close(timeout=_CLOSE_S)
+            _open.discard(self.cluster)
+
+
+class Connection:
+    """A client of the scheduler's. Only used on the event loop that it is opened on."""
+
+    def __init__(
+        self,
+        options: ClusterOptions,
+        *,
+        name: str,
+        session: str,
+        own: OwnCluster | None,
+        take: Callable[[Sequence[Any]], None],
+        worker_left: Callable[[str], None],
+    ) -> None:
+        self._options = options
+        self._name = name
+        self._session = session
+        self._own = own
+        self._take_content = take
+        self._worker_left = worker_left
+        self._client: Client | None = None
+        self._outbox: list[tuple[str, str, bytes]] = []
+        self._has_mail = asyncio.Event()
+        self._postman: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the scheduler is there, as far as is known."""
+        return self._client is not None and self._client.status == "running"
+
+    async def open(self) -> None:
+        """Connect. Raises what tells why the scheduler cannot be reached."""
+        self._client = client = Client(
+            await self._own.start() if self._own else str(self._options.address),
+            asynchronous=True,
+            set_as_default=False,
+            timeout=_TRY_S,
+            name=self._name,
+            security=self._security(),
+        )
+        _open.add(client)
+        await client
+        client.subscribe_topic(topic_of(self._session), self._take)
+        client.subscribe_topic(_WORKERS, self._take_news)
+        self._postman = asyncio.create_task(self._deliver())
+
+    def _security(self) -> Security | None:
+        if self._own is not None:
+            return self._own.security
+        tls = self._options.tls
+        if tls is None:
+            return None
+        return Security(
+            tls_ca_file=tls["CA_FILE"],
+            tls_client_cert=tls["CERT"],
+            tls_client_key=tls["KEY"],
+            require_encryption=True,
+        )
+
+    def submit(
+        self, payloads: Sequence[tuple[str, bytes]], *, priority: int
+    ) -> list[Future]:
+        """Have Dask run what these say, each under its key."""
+        assert self._client is not None  # as it is open
+        futures: list[Future] = []
+        for start in range(0, len(payloads), _AT_ONCE):
+            some = payloads[start : start + _AT_ONCE]
+            futures += self._client.map(
+                run_call,
+                [payload for _, payload in some],
+                key=[key for key, _ in some],
+                pure=False,
+                retries=0,
+                priority=priority,
+            )
+        return futures
+
+    def send(self, worker: str, token: str, packed: bytes) -> None:
+        """Send a message to the call of that token, on that worker."""
+        self._outbox.append((worker, token, packed))
+        self._has_mail.set()
+
+    async def _deliver(self) -> None:
+        """One event for all that has come together while the last was on its way."""
+        assert self._client is not None
+        while True:
+            await self._has_mail.wait()
+            self._has_mail.clear()
+            mail, self._outbox = self._outbox, []
+            if not mail:
+                continue
+            try:
+                await self._client.scheduler.log_event(
+                    topic=list({worker for worker, _, _ in mail}),
+                    msg=event_down([(token, packed) for _, token, packed in mail]),
+                )
+            except OSError:  # the connection is lost, which others see too
+                return
+
+    def _take(self, event: tuple[float, Any]) -> None:
+        content = content_of(event)
+        if content is not None:
+            self._take_content(content)
+
+    def _take_news(self, event: tuple[float, Any]) -> None:
+        news = event[1]
+        if isinstance(news, dict) and news.get("action") == "remove-worker":
+            self._worker_left(news["worker"])
+
+    async def close(self) -> None:
+        """Hang up: Dask forgets what it was given, but for what runs."""
+        if self._postman is not None:
+            self._postman.cancel()
+        client = self._client
+        if client is not None:
+            with suppress(Exception):  # it is lost, whatever Dask says
+                await asyncio.wait_for(client.close(), _CLOSE_S)
+            _open.discard(client)

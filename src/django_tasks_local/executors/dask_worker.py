@@ -1,0 +1,418 @@
+"""Tasks on a Dask worker, and what to preload there.
+
+``dask worker --preload django_tasks_local.executors.dask_worker …`` sets Django up when
+the worker starts; one without it does so at its first task. Either way it has to know
+the settings: by ``DJANGO_SETTINGS_MODULE``, or as they are named where the task comes
+from.
+"""
+
+import asyncio
+import os
+import pickle
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from itertools import count
+from typing import assert_never
+
+import django
+from asgiref.sync import sync_to_async
+from distributed import Client, Worker, get_client, get_worker, secede
+from django.apps import apps
+from django.conf import ENVIRONMENT_VARIABLE
+from django.conf import settings as django_settings
+
+from .. import records
+from ..context import set_call_link
+from ..interruption import InterruptibleCall
+from ..records import (
+    Enqueued,
+    Interruption,
+    MetadataRequest,
+    Outcome,
+    Record,
+    Refusal,
+    Timestamp,
+)
+from ..worker import close_connections, close_old_connections, run_task
+from .dask_messages import (
+    Ask,
+    Begin,
+    BootFailed,
+    Decline,
+    FromWorker,
+    Interrupt,
+    Payload,
+    Refused,
+    Sent,
+    ToWorker,
+    Unanswered,
+    content_of,
+    event_down,
+    event_up,
+    pack,
+    pack_payload,
+    pack_result,
+    topic_of,
+    unpack_payload,
+    unpack_to_worker,
+)
+from .deployment import Deployment, this_deployment
+from .messages import (
+    Lend,
+    Reclaim,
+    Reply,
+    Request,
+    Run,
+    Unwatch,
+    Watch,
+    Watched,
+    unpack_to_child,
+)
+from .parents_results import ParentsResult, as_exception, backoff_of
+from .project import see_project
+
+__all__ = ["dask_setup", "pack_payload", "run_call"]
+
+_HEARD_S = 0.2
+_HEARD_TIMES = 50
+_ASK_AGAIN_S = 5.0
+_ASK_TIMES = 6
+# Larger outcomes do not go through the scheduler, which keeps the last events.
+_LONGEST_EVENT = 50_000
+
+
+def dask_setup(worker: Worker) -> None:
+    """Called by Dask where this module is preloaded: sets Django up.
+
+    Raises what the project's set-up raises, and the worker does not start.
+    """
+    if not apps.ready:
+        django.setup()
+    this_deployment()  # before anybody deploys something else
+
+
+def run_call(data: bytes) -> bytes:
+    """Run a call on the Dask worker that this is: all that clients ever submit.
+
+    Never raises.
+    """
+    try:
+        payload = unpack_payload(data)
+        if isinstance(payload, Deployment):
+            return pack_result(Refused(_deployment()))
+        _set_up(payload)
+        mine = this_deployment()
+        if payload.deployment.difference_from(mine) is not None:
+            return pack_result(Refused(mine))
+        channel = _channel_of(get_worker())
+        run = unpack_to_child(payload.run)
+        assert isinstance(run, Run)  # as it is packed
+        call = _Call(channel, payload)
+    except BaseException:
+        return pack_result(BootFailed(traceback.format_exc()))
+    with channel.open(call):
+        return call.run(run)
+
+
+def _deployment() -> Deployment:
+    return this_deployment() if apps.ready else Deployment("unknown", "", "")
+
+
+_setting_up = threading.Lock()
+
+
+def _is_set_up() -> bool:
+    return apps.ready
+
+
+def _set_up(payload: Payload) -> None:
+    if _is_set_up():
+        return
+    with _setting_up:  # Dask has several threads
+        if _is_set_up():
+            return
+        if payload.project is not None:
+            see_project(pickle.loads(payload.project))
+            return
+        if not django_settings.configured and payload.settings_module is not None:
+            os.environ.setdefault(ENVIRONMENT_VARIABLE, payload.settings_module)
+        django.setup()
+
+
+class _Channel:
+    """What a Dask worker hears from the processes whose calls it runs."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._calls: dict[str, _Call] = {}
+        self._hears = threading.Event()
+        client = get_client()
+        client.subscribe_topic(worker.address, self._take)
+        self._wait_until_it_hears(client)
+
+    def _wait_until_it_hears(self, client: Client) -> None:
+        """Dask does not say when a subscription is in force."""
+        for _ in range(_HEARD_TIMES):
+            client.log_event(self.worker.address, event_down([]))
+            if self._hears.wait(_HEARD_S):
+                return
+        raise TimeoutError("The Dask scheduler does not forward events to this worker.")
+
+    @contextmanager
+    def open(self, call: "_Call") -> Generator[None]:
+        """Let it get what comes for its token."""
+        self._calls[call.token] = call
+        try:
+            yield
+        finally:
+            del self._calls[call.token]
+
+    def _take(self, event: tuple[float, object]) -> None:
+        # On the worker's event loop.
+        content = content_of(event)
+        if content is None:
+            return
+        self._hears.set()
+        for token, packed in content[0]:
+            call = self._calls.get(token)
+            if call is not None:
+                call.take(unpack_to_worker(packed))
+
+
+_channels: dict[str, _Channel] = {}
+_opening = threading.Lock()
+
+
+def _channel_of(worker: Worker) -> _Channel:
+    channel = _channels.get(worker.address)
+    if channel is None:
+        with _opening:  # one is enough
+            channel = _channels.get(worker.address)
+            if channel is None:
+                channel = _channels[worker.address] = _Channel(worker)
+    return channel
+
+
+class _Call:
+    """A call that runs here: its task's host, and the `ParentLink` of its task."""
+
+    def __init__(self, channel: _Channel, payload: Payload) -> None:
+        self.token = secrets.token_hex(8)
+        self._channel = channel
+        self._payload = payload
+        self._topic = topic_of(payload.session)
+        self._thread_id = threading.get_ident()
+        self._arrival = threading.Condition()
+        self._beginning: Record | Decline | None = None
+        self._is_cancelled = False
+        self._is_given_up = False
+        self._interruption: Interruption | None = None
+        self._interruptible: InterruptibleCall | None = None
+        self._replies: dict[int, records.Answer] = {}
+        self._watched: dict[int, tuple[ParentsResult, int | None]] = {}
+        self._ids = count()
+        self._has_seceded = False
+        self._seceding: asyncio.Task[None] | None = None
+
+    def run(self, run: Run) -> bytes:
+        """Ask whether it may begin, and then do; what the Dask task returns."""
+        beginning = self._ask(time.time())
+        if beginning is None:
+            return pack_result(Unanswered())
+        if isinstance(beginning, Decline):
+            return pack_result(Sent())
+        record = beginning._replace(arguments=run.record.arguments)
+        outcome = self._run(record, run)
+        packed = pack(outcome)
+        if len(packed) > _LONGEST_EVENT:
+            return packed
+        self._send_packed(packed)
+        return pack_result(Sent())
+
+    def _ask(self, at: Timestamp) -> Record | Decline | None:
+        for _ in range(_ASK_TIMES):
+            self._send(Ask(self._payload.key, at))
+            with self._arrival:
+                if self._arrival.wait_for(
+                    lambda: self._beginning is not None, timeout=_ASK_AGAIN_S
+                ):
+                    return self._beginning
+            if not self._is_wanted():
+                break
+        return None
+
+    def _run(self, record: Record, run: Run) -> Outcome:
+        payload = self._payload
+        interruptible = None
+        if payload.is_coroutine or (
+            payload.raises_in_threads and payload.timeout_s is not None
+        ):
+            interruptible = InterruptibleCall(
+                attempt=len(record.worker_ids),
+                timeout_s=payload.timeout_s,
+                is_coroutine=payload.is_coroutine,
+            )
+            with self._arrival:  # past this an interruption finds it
+                self._interruptible = interruptible
+                reason = self._interruption
+            if reason is not None:
+                interruptible.interrupt(reason)
+        self._is_cancelled = self._is_cancelled or record.is_cancel_requested
+        context = copy_context()
+        context.run(set_call_link, self)
+        close_old_connections()
+        try:
+            return run_task(
+                record,
+                host=self,
+                context=context,
+                carried=run.context,
+                backoff=backoff_of(run),
+                interruptible=interruptible,
+            )
+        finally:
+            if (interruptible is not None and interruptible.is_struck) or (
+                not self._channel.worker.state.ready
+            ):
+                close_connections()
+            else:
+                close_old_connections()
+
+    # What comes for it, on the worker's event loop.
+
+    def take(self, message: ToWorker) -> None:
+        """It concerns this call. Does not block."""
+        with self._arrival:
+            self._take(message)
+            self._arrival.notify_all()
+
+    def _take(self, message: ToWorker) -> None:
+        match message:
+            case Begin():
+                if self._beginning is None:  # it may have been asked for twice
+                    self._beginning = message.record
+            case Decline():
+                self._beginning = self._beginning or message
+                self._is_given_up = True
+            case Interrupt():
+                self._interrupt(message.reason)
+            case Reply():
+                self._replies[message.request_id] = message.answer
+            case Watched():
+                watched = self._watched.pop(message.watch_id, None)
+                if watched is not None:
+                    result, revision = watched
+                    threading.Thread(
+                        target=result.fetch,
+                        args=(revision,),
+                        name="django-tasks-wait",
+                        daemon=True,
+                    ).start()
+            case _:
+                assert_never(message)
+
+    def _interrupt(self, reason: Interruption) -> None:
+        if reason is Interruption.CANCEL:
+            self._is_cancelled = True
+        if self._interruptible is not None:
+            self._interruptible.interrupt(reason)
+        elif self._interruption is None:
+            self._interruption = reason
+
+    # What the task asks of the process that it comes from.
+
+    def request(self, request: records.Request, /) -> Record | Enqueued | bool:
+        request_id = next(self._ids)
+        self._send(Request(request_id, request))
+        with self._arrival:
+            while request_id not in self._replies:
+                if self._is_given_up or not (
+                    self._arrival.wait(_ASK_AGAIN_S) or self._is_wanted()
+                ):
+                    raise EOFError(
+                        "The process that this task comes from has left the cluster."
+                    )
+            answer = self._replies.pop(request_id)
+        if isinstance(answer, Refusal):
+            raise as_exception(answer)
+        return answer
+
+    def waitable(self, record: Record, /) -> ParentsResult:
+        return ParentsResult(self, record)
+
+    @contextmanager
+    def watching(
+        self,
+        result: ParentsResult,
+        /,
+        *,
+        revision: int | None,
+        group: int | None = None,
+    ) -> Generator[None]:
+        watch_id = next(self._ids)
+        record = result.record
+        with self._arrival:
+            self._watched[watch_id] = (result, revision)
+        self._send(Watch(watch_id, record.alias, record.id, revision, group))
+        try:
+            yield
+        finally:
+            with self._arrival:
+                was_waiting = self._watched.pop(watch_id, None) is not None
+            if was_waiting:
+                self._send(Unwatch(watch_id))
+
+    def _send(self, message: FromWorker) -> None:
+        self._send_packed(pack(message))
+
+    def _send_packed(self, packed: bytes) -> None:
+        worker = self._channel.worker
+        worker.log_event(
+            self._topic,
+            event_up(self._payload.session, self.token, worker.address, packed),
+        )
+
+    def _is_wanted(self) -> bool:
+        """Whether who has submitted it is still there: else Dask lets go of it."""
+        state = self._channel.worker.state.tasks.get(self._payload.key)
+        return state is not None and state.state != "cancelled"
+
+    # As the host of its task.
+
+    def lend_slot(self, result_id: str, /, *, group: int | None = None) -> None:
+        if group is not None:
+            self._send(Lend(group))
+        if self._has_seceded:
+            return
+        self._has_seceded = True
+        if threading.get_ident() == self._thread_id:
+            _secede()
+        else:  # inside `async_to_sync`, for which that thread waits
+            with suppress(RuntimeError):  # or in a thread of the task's own
+                loop = asyncio.get_running_loop()
+                self._seceding = loop.create_task(sync_to_async(_secede)())
+
+    def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
+        if group is not None:
+            self._send(Reclaim(group))
+
+    @property
+    def may_block(self) -> bool:
+        return True
+
+    def save_metadata(self, result_id: str, metadata: str, /, *, attempt: int) -> None:
+        self.request(MetadataRequest(result_id, metadata, attempt))
+
+    def is_cancel_requested(self, result_id: str, /) -> bool:
+        return self._is_cancelled or self._is_given_up
+
+
+def _secede() -> None:
+    """Let the Dask worker run another task meanwhile, on another thread."""
+    with suppress(Exception):  # it has done so itself
+        secede()

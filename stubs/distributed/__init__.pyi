@@ -1,0 +1,97 @@
+# Needed until `distributed` has types that mypy --strict accepts: of 2026.8 most are
+# missing, though it says that it is typed.
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+class Security:
+    def __init__(
+        self,
+        *,
+        tls_ca_file: str,
+        tls_client_cert: str,
+        tls_client_key: str,
+        require_encryption: bool,
+    ) -> None: ...
+    @classmethod
+    def temporary(cls) -> Security: ...
+
+class Future:
+    key: str
+    status: Literal["pending", "cancelled", "finished", "lost", "error"]
+    async def exception(self) -> BaseException | None: ...
+    async def result(self) -> Any: ...
+    def release(self) -> None: ...
+
+class _Loop:
+    def add_callback(self, callback: Callable[..., Any], *args: Any) -> None: ...
+
+class _Scheduler:
+    address: str
+    async def log_event(self, *, topic: str | Sequence[str], msg: object) -> None: ...
+
+class Client:
+    status: Literal["running", "connecting", "closing", "closed", "newly-created"]
+    id: str
+    scheduler: _Scheduler
+    def __init__(
+        self,
+        address: str | LocalCluster,
+        *,
+        asynchronous: bool,
+        set_as_default: bool,
+        timeout: float,
+        name: str,
+        security: Security | None = None,
+    ) -> None: ...
+    def __await__(self) -> Any: ...
+    def map(
+        self,
+        func: Callable[[bytes], bytes],
+        iterable: Sequence[bytes],
+        *,
+        key: Sequence[str],
+        pure: bool,
+        retries: int,
+        priority: int,
+        batch_size: int | None = None,
+    ) -> list[Future]: ...
+    def subscribe_topic(
+        self, topic: str, handler: Callable[[tuple[float, Any]], None]
+    ) -> None: ...
+    # On a worker, where the client is not asynchronous.
+    def log_event(self, topic: str, msg: object) -> None: ...
+    async def close(self) -> None: ...
+
+class LocalCluster:
+    def __init__(
+        self,
+        *,
+        asynchronous: bool,
+        processes: bool,
+        n_workers: int,
+        threads_per_worker: int,
+        dashboard_address: str | None,
+        security: Security,
+    ) -> None: ...
+    def __await__(self) -> Any: ...
+    async def close(self, *, timeout: float) -> None: ...
+
+class _TaskState:
+    state: str
+
+class _WorkerState:
+    tasks: Mapping[str, _TaskState]
+    ready: Sequence[Any]
+
+class Worker:
+    address: str
+    loop: _Loop
+    state: _WorkerState
+    def log_event(self, topic: str, msg: object) -> None: ...
+
+class KilledWorker(Exception):
+    last_worker: Any
+
+def get_worker() -> Worker: ...
+def get_client() -> Client: ...
+def secede() -> None: ...

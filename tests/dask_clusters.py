@@ -1,0 +1,147 @@
+"""Real Dask clusters, started by Dask's own command line."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+__all__ = ["DaskCluster", "DaskProcess"]
+
+PRELOAD = ("--preload", "django_tasks_local.executors.dask_worker")
+_LONG_S = 60.0
+
+
+class DaskProcess:
+    """A scheduler or a worker, with all that it starts. What it prints is kept."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, log: Path, environ: Mapping[str, str]
+    ) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environ},
+                start_new_session=True,
+            )
+        self.pid: int = self._process.pid
+
+    def wait_for_line(self, pattern: str) -> str:
+        """Block until it has printed that; the first group of the pattern."""
+        found = None
+        ends_at = time.monotonic() + _LONG_S
+        while found is None:
+            found = re.search(pattern, self.log.read_text(errors="replace"))
+            if found is None:
+                has_ended = self._is_gone_after(0.05)
+                assert not has_ended, self.log.read_text(errors="replace")
+                assert time.monotonic() < ends_at, self.log.read_text(errors="replace")
+        return found.group(1)
+
+    def wait_until_gone(self) -> None:
+        """Block until it has ended by itself."""
+        self._process.wait(_LONG_S)
+
+    def _is_gone_after(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def interrupt(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL to it and to all that it has started; it is gone afterwards."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+
+class DaskCluster:
+    """A scheduler and its workers on this machine, until the ``with`` ends."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        options: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._directory = directory
+        self._options = options
+        self._environ = {
+            "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(name)s %(levelname)s %(message)s",
+            "DASK_TEMPORARY_DIRECTORY": str(directory),
+            **(environ or {}),
+        }
+        self._processes: list[DaskProcess] = []
+        self.address: str = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def start_scheduler(self, *, port: int = 0) -> DaskProcess:
+        """Start it and wait until it listens; with a port of its own or this one."""
+        process = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
+        )
+        self.address = process.wait_for_line(r"Scheduler at: +(\S+)")
+        return process
+
+    def start_worker(
+        self,
+        *options: str,
+        threads: int = 2,
+        environ: Mapping[str, str] | None = None,
+        preload: Sequence[str] = PRELOAD,
+        nanny: bool = False,
+    ) -> tuple[DaskProcess, str]:
+        """Start one and wait until it takes tasks; and its address.
+
+        With a `nanny`, another takes its place when it has died.
+        """
+        process = self._start(
+            "worker",
+            self.address,
+            "--nanny" if nanny else "--no-nanny",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+            "--nthreads",
+            str(threads),
+            *preload,
+            *options,
+            environ=environ,
+        )
+        address = process.wait_for_line(r"Start worker at: +(\S+)")
+        process.wait_for_line(r"(Registered to)")
+        return process, address
+
+    def _start(
+        self, *arguments: str, environ: Mapping[str, str] | None = None
+    ) -> DaskProcess:
+        number = len(self._processes)
+        process = DaskProcess(
+            [*arguments, *self._options],
+            log=self._directory / f"dask-{number}.log",
+            environ={**self._environ, **(environ or {})},
+        )
+        self._processes.append(process)
+        return process
