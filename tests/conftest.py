@@ -50,6 +50,7 @@ from django_tasks_local.executors import fork_server  # noqa: E402
 from django_tasks_local.state import shutdown_executor  # noqa: E402
 
 from .blocking import noting_blocking_calls  # noqa: E402
+from .dask_clusters import DaskCluster  # noqa: E402
 from .databases import SERVERS  # noqa: E402
 from .fork_server_anchor import Anchor  # noqa: E402
 from .gates import Gate  # noqa: E402
@@ -203,6 +204,16 @@ def configure(nothing_left_behind: None) -> Iterator[Configure]:
             stack.enter_context(override_settings(TASKS=tasks))
 
         yield configure
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A scheduler of Dask's, and two workers of four threads each."""
+    with DaskCluster(tmp_path_factory.mktemp("dask")) as cluster:
+        cluster.start_scheduler()
+        for _ in range(2):
+            cluster.start_worker(threads=4)
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from distributed import Client, Status
 
 __all__ = ["DaskCluster", "DaskProcess"]
 
@@ -63,10 +66,8 @@ class DaskProcess:
 
     def kill(self) -> None:
         """SIGKILL to it and to all that it has started; it is gone afterwards."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 
@@ -81,14 +82,17 @@ class DaskCluster:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._directory = directory
-        self._options = options
+        self.options = options
         self._environ = {
             "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(name)s %(levelname)s %(message)s",
             "DASK_TEMPORARY_DIRECTORY": str(directory),
+            "PYTHONASYNCIODEBUG": "",
+            "DJANGO_SETTINGS_MODULE": "tests.dask_settings",
             **(environ or {}),
         }
         self._processes: list[DaskProcess] = []
         self.address: str = ""
+        self.worker_addresses: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +107,7 @@ class DaskCluster:
             "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
         )
         self.address = process.wait_for_line(r"Scheduler at: +(\S+)")
+        self.scheduler = process
         return process
 
     def start_worker(
@@ -132,16 +137,37 @@ class DaskCluster:
         )
         address = process.wait_for_line(r"Start worker at: +(\S+)")
         process.wait_for_line(r"(Registered to)")
+        self.worker_addresses.append(address)
         return process, address
+
+    def pause_worker(self, address: str) -> None:
+        """Have it take no task any more, as one that is short of memory does."""
+        with Client(self.address, set_as_default=False) as client:
+            client.run(_pause, workers=[address])
+
+    def wait_for_tasks(self, count: int) -> None:
+        """Block until the scheduler has been told of so many that have not ended."""
+        ends_at = time.monotonic() + _LONG_S
+        with Client(self.address, set_as_default=False) as client:
+            while client.run_on_scheduler(_count_tasks) < count:
+                assert time.monotonic() < ends_at
 
     def _start(
         self, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> DaskProcess:
         number = len(self._processes)
         process = DaskProcess(
-            [*arguments, *self._options],
+            [*arguments, *self.options],
             log=self._directory / f"dask-{number}.log",
             environ={**self._environ, **(environ or {})},
         )
         self._processes.append(process)
         return process
+
+
+def _count_tasks(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.tasks)
+
+
+def _pause(dask_worker: Any) -> None:
+    dask_worker.status = Status.paused

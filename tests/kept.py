@@ -21,13 +21,14 @@ BACKENDS = {
     "processes": "django_tasks_local.ProcessPoolBackend",
     "loop": "django_tasks_local.EventLoopBackend",
 }
+DASK = "django_tasks_local.DaskBackend"
 
 
 def setting_of(path: Path, kind: str = "threads", **options: Any) -> dict[str, Any]:
     """``TASKS`` of an alias whose results are in a file."""
     return {
         ALIAS: {
-            "BACKEND": BACKENDS[kind],
+            "BACKEND": BACKENDS.get(kind, kind),
             "OPTIONS": {
                 "STORE": "sqlite",
                 "STORE_OPTIONS": {"PATH": str(path)},

@@ -1,7 +1,11 @@
 # Needed until `distributed` has types that mypy --strict accepts: of 2026.8 most are
 # missing, though it says that it is typed.
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from enum import Enum
+from typing import Any, Literal, Self
+
+class Status(Enum):
+    paused = ...
 
 class Security:
     def __init__(
@@ -37,12 +41,16 @@ class Client:
         self,
         address: str | LocalCluster,
         *,
-        asynchronous: bool,
         set_as_default: bool,
-        timeout: float,
-        name: str,
+        asynchronous: bool = False,
+        timeout: float | None = None,
+        name: str | None = None,
         security: Security | None = None,
     ) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def run(self, function: Callable[..., Any], *, workers: Sequence[str]) -> Any: ...
+    def run_on_scheduler(self, function: Callable[..., Any]) -> Any: ...
     def __await__(self) -> Any: ...
     def map(
         self,

@@ -139,8 +139,9 @@ def _set_up(payload: Payload) -> None:
         if payload.project is not None:
             see_project(pickle.loads(payload.project))
             return
-        if not django_settings.configured and payload.settings_module is not None:
-            os.environ.setdefault(ENVIRONMENT_VARIABLE, payload.settings_module)
+        is_named = django_settings.configured or os.environ.get(ENVIRONMENT_VARIABLE)
+        if not is_named and payload.settings_module is not None:
+            os.environ[ENVIRONMENT_VARIABLE] = payload.settings_module
         django.setup()
 
 

@@ -1,0 +1,275 @@
+"""What becomes of tasks on a Dask cluster whose parts die, leave and come back."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.tasks import TaskResultStatus
+
+from django_tasks_local import ClusterUnreachable, QueueFull, WorkerLost
+from django_tasks_local.errors import path_of
+
+from .conftest import write_files
+from .dask_certificates import make_certificates
+from .dask_clusters import DaskCluster
+from .dask_tasks import ALIAS, note_and_hold, note_and_hold_twice
+from .elsewhere import OtherProcess
+from .gates import LONG_S, Gate
+from .kept import DASK, find, serve, setting_of, sharing
+from .tasks import add, hold
+from .test_dask import error_of, on
+
+READY = TaskResultStatus.READY
+LOST = path_of(WorkerLost)
+
+
+@pytest.fixture
+def own(nothing_left_behind: None, tmp_path: Path) -> Iterator[DaskCluster]:
+    """A cluster that the test starts, and may destroy."""
+    with DaskCluster(tmp_path) as cluster:
+        yield cluster
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().split()
+
+
+class TestWorkers:
+    def test_task_of_a_worker_that_is_killed_is_lost_and_never_runs_again(
+        self, own: DaskCluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        own.start_scheduler()
+        workers = [own.start_worker(threads=1) for _ in range(2)]
+        path = tmp_path / "begun"
+        with on(own.address):
+            held = [
+                note_and_hold.using(backend=ALIAS).enqueue(str(path), gate.port, name)
+                for name in ("a", "b")
+            ]
+            for _ in held:
+                gate.next_visitor()
+            waiting = [add.using(backend=ALIAS).enqueue(n, 1) for n in range(4)]
+            doomed, victim = workers[0]
+            (lost,) = [h for h in held if find_worker(h) == victim]
+            (kept,) = [h for h in held if h is not lost]
+            doomed.kill()
+            assert error_of(lost) == LOST
+            assert victim in lost.errors[0].traceback
+            gate.open()
+            assert kept.wait(LONG_S) in ("a", "b")
+            assert [handle.wait(LONG_S) for handle in waiting] == [1, 2, 3, 4]
+            assert lost.attempts == 1
+        assert len(lines(path)) == 2  # each has begun once
+
+    def test_it_runs_again_on_another_where_it_may(
+        self, own: DaskCluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        own.start_scheduler()
+        workers = dict(
+            reversed(own.start_worker(threads=1))
+            for _ in range(2)  # type: ignore[misc]
+        )
+        path = tmp_path / "begun"
+        with on(own.address):
+            handle = note_and_hold_twice.using(backend=ALIAS).enqueue(
+                str(path), gate.port
+            )
+            gate.next_visitor()
+            first = find_worker(handle)
+            workers[first].kill()
+            visitor = gate.next_visitor()
+            visitor.let_go()
+            assert handle.wait(LONG_S) == int(visitor.name)
+            assert handle.worker_ids == [first, *(workers.keys() - {first})]
+            assert [error.exception_class_path for error in handle.errors] == [LOST]
+        assert len(lines(path)) == 2
+
+    def test_one_that_joins_takes_what_waits_and_one_that_leaves_does_not(
+        self, own: DaskCluster, gate: Gate
+    ) -> None:
+        own.start_scheduler()
+        with on(own.address):
+            waiting = [add.using(backend=ALIAS).enqueue(n, 1) for n in range(3)]
+            own.wait_for_tasks(3)
+            assert {handle.status for handle in waiting} == {READY}
+            worker, address = own.start_worker(threads=1)
+            assert [handle.wait(LONG_S) for handle in waiting] == [1, 2, 3]
+            held = hold.using(backend=ALIAS).enqueue(gate.port, "held")
+            gate.next_visitor()
+            own.pause_worker(address)
+            paused = add.using(backend=ALIAS).enqueue(1, 2)
+            own.wait_for_tasks(2)
+            gate.open()
+            assert held.wait(LONG_S) == "held"  # what runs may end
+            paused.refresh()
+            assert paused.status is READY
+            own.start_worker(threads=1)
+            assert paused.wait(LONG_S) == 3
+            assert worker.pid  # it is there still
+
+
+def find_worker(handle: object) -> str:
+    """Where the latest attempt of a task has begun."""
+    handle.refresh()  # type: ignore[attr-defined]
+    address: str = handle.worker_ids[-1]  # type: ignore[attr-defined]
+    return address
+
+
+class TestScheduler:
+    def test_what_is_enqueued_before_there_is_one_waits_for_it(
+        self, own: DaskCluster
+    ) -> None:
+        port = free_port()
+        with on(f"tcp://127.0.0.1:{port}", MAX_PENDING=3, MAX_WORKERS=2):
+            handles = [add.using(backend=ALIAS).enqueue(n, 1) for n in range(5)]
+            with pytest.raises(QueueFull):
+                add.using(backend=ALIAS).enqueue(5, 1)
+            assert {handle.status for handle in handles} == {READY}
+            own.start_scheduler(port=port)
+            own.start_worker()
+            assert [handle.wait(LONG_S) for handle in handles] == [1, 2, 3, 4, 5]
+
+    def test_once_it_was_away_for_too_long_nothing_is_taken_until_it_is_back(
+        self, own: DaskCluster
+    ) -> None:
+        port = free_port()
+        with on(f"tcp://127.0.0.1:{port}", CONNECT_TIMEOUT=0.5):
+            first = add.using(backend=ALIAS).enqueue(1, 2)
+            with pytest.raises(TimeoutError):
+                first.wait(0.6)
+            with pytest.raises(ClusterUnreachable, match=rf"'dask'.*127.0.0.1:{port}"):
+                add.using(backend=ALIAS).enqueue(1, 2)
+            own.start_scheduler(port=port)
+            own.start_worker()
+            assert first.wait(LONG_S) == 3
+            assert add.using(backend=ALIAS).enqueue(3, 4).wait(LONG_S) == 7
+
+    def test_one_that_is_killed_and_comes_back_leaves_nothing_behind(
+        self, own: DaskCluster, gate: Gate, other_gate: Gate, tmp_path: Path
+    ) -> None:
+        port = free_port()
+        path = tmp_path / "begun"
+        scheduler = own.start_scheduler(port=port)
+        worker, _ = own.start_worker(threads=1)
+        with on(own.address):
+            running = note_and_hold.using(backend=ALIAS).enqueue(str(path), gate.port)
+            gate.next_visitor()
+            waiting = [
+                note_and_hold.using(backend=ALIAS).enqueue(
+                    str(path), other_gate.port, number
+                )
+                for number in range(3)
+            ]
+            own.wait_for_tasks(4)
+            scheduler.kill()
+            assert error_of(running) == LOST
+            assert "connection to the Dask scheduler" in running.errors[0].traceback
+            worker.kill()
+            own.start_scheduler(port=port)
+            own.start_worker(threads=1)
+            for _ in waiting:
+                other_gate.next_visitor().let_go()
+            assert [handle.wait(LONG_S) for handle in waiting] == [0, 1, 2]
+            assert {handle.attempts for handle in waiting} == {1}
+        assert len(lines(path)) == 4  # each has begun once
+
+
+class TestClients:
+    def test_process_that_takes_over_loses_nothing_and_runs_nothing_twice(
+        self, own: DaskCluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        own.start_scheduler()
+        own.start_worker(threads=2)
+        store, path = tmp_path / "results", tmp_path / "begun"
+        options = {"ADDRESS": own.address, "MAX_WORKERS": 10}
+        with OtherProcess(store, setting_of(store, DASK, **options)) as other:
+            held = [
+                other.enqueue(note_and_hold, str(path), gate.port, n) for n in range(2)
+            ]
+            for _ in held:
+                gate.next_visitor()
+            waiting = other.enqueue_many(add, 5, 3, 4)
+            own.wait_for_tasks(7)
+            with sharing(store, DASK, **options):
+                other.kill()
+                serve()
+                gate.open()  # nobody asks any more for what runs, but it runs on
+                assert [find(each).wait(LONG_S) for each in waiting] == [7] * 5
+                assert {error_of(find(each)) for each in held} == {LOST}
+        assert len(lines(path)) == 2
+
+
+class TestDeployments:
+    def test_worker_without_the_preload_sees_the_project_that_is_named(
+        self, own: DaskCluster
+    ) -> None:
+        own.start_scheduler()
+        own.start_worker(preload=(), environ={"DJANGO_SETTINGS_MODULE": ""})
+        with on(own.address):
+            assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+
+    def test_worker_with_another_version_is_refused(
+        self, own: DaskCluster, tmp_path: Path
+    ) -> None:
+        write_files(
+            tmp_path / "other",
+            {
+                "django_tasks_local-9.9.dist-info/METADATA": (
+                    "Metadata-Version: 2.1\nName: django-tasks-local\nVersion: 9.9\n"
+                )
+            },
+        )
+        path = os.pathsep.join(
+            filter(None, [str(tmp_path / "other"), os.environ.get("PYTHONPATH")])
+        )
+        own.start_scheduler()
+        own.start_worker(environ={"PYTHONPATH": path})
+        with on(own.address):
+            handle = add.using(backend=ALIAS).enqueue(1, 2)
+            assert error_of(handle) == path_of(ImproperlyConfigured)
+            assert "9.9" in handle.errors[0].traceback
+
+    def test_worker_that_cannot_see_the_project_says_why(
+        self, own: DaskCluster
+    ) -> None:
+        own.start_scheduler()
+        own.start_worker(preload=(), environ={"DJANGO_SETTINGS_MODULE": "no.such"})
+        with on(own.address):
+            handle = add.using(backend=ALIAS).enqueue(1, 2)
+            assert error_of(handle) == LOST
+            assert "No module named 'no'" in handle.errors[0].traceback
+
+
+class TestTLS:
+    def test_only_who_has_a_certificate_gets_in(
+        self, own: DaskCluster, tmp_path: Path
+    ) -> None:
+        ours = make_certificates(tmp_path / "ours")
+        others = make_certificates(tmp_path / "others")
+        own.options = ours.dask_options
+        own.start_scheduler()
+        own.start_worker()
+        assert own.address.startswith("tls://")
+        with on(own.address, TLS=ours.tls):
+            assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+        with on(own.address, TLS=others.tls, CONNECT_TIMEOUT=0.1):
+            handle = add.using(backend=ALIAS).enqueue(1, 2)
+            with pytest.raises(TimeoutError):
+                handle.wait(0.5)
+            with pytest.raises(ClusterUnreachable):
+                add.using(backend=ALIAS).enqueue(1, 2)
+        with on(own.address.replace("tls", "tcp"), CONNECT_TIMEOUT=0.1):
+            handle = add.using(backend=ALIAS).enqueue(1, 2)
+            with pytest.raises(TimeoutError):
+                handle.wait(0.5)
+            with pytest.raises(ClusterUnreachable):
+                add.using(backend=ALIAS).enqueue(1, 2)
