@@ -43,7 +43,8 @@ class OwnCluster:
                 processes=True,
                 n_workers=self._n_workers,
                 threads_per_worker=self._threads_per_worker,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 security=self.security,
             )
             await cluster
@@ -174,5 +175,7 @@ class Connection:
         client = self._client
         if client is not None:
             with suppress(Exception):  # it is lost, whatever Dask says
+                for topic in (topic_of(self._session), _WORKERS):
+                    client.unsubscribe_topic(topic)
                 await asyncio.wait_for(client.close(), _CLOSE_S)
             _open.discard(client)
