@@ -1,6 +1,6 @@
 """The tests' project as a Dask worker has it: with the alias whose tasks it runs."""
 
+from . import settings as _settings
 from .settings import *  # noqa: F403
-from .settings import TASKS as _TASKS
 
-TASKS = {**_TASKS, "dask": {"BACKEND": "django_tasks_local.DaskBackend"}}
+_settings.TASKS["dask"] = {"BACKEND": "django_tasks_local.DaskBackend"}

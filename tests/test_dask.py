@@ -1,7 +1,7 @@
 """Tasks on a Dask cluster that is well: a real scheduler and real workers."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ FAILED = TaskResultStatus.FAILED
 
 
 @contextmanager
-def on(address: str | None, **options: Any) -> Iterator[None]:
+def on(address: str | None, **options: Any) -> Generator[None]:
     """The project has an alias whose tasks run there."""
     setting = {
         "BACKEND": "django_tasks_local.DaskBackend",
@@ -162,8 +162,8 @@ class TestOneThread:
         visitor = gate.next_visitor()
         held.append(hold.using(backend=ALIAS).enqueue(gate.port, "fetched"))
         for priority in (-5, 10, 0):
-            handle = hold.using(backend=ALIAS, priority=priority)
-            held.append(handle.enqueue(gate.port, priority))
+            urgent = hold.using(backend=ALIAS, priority=priority)
+            held.append(urgent.enqueue(gate.port, priority))
         lone.wait_for_tasks(len(held))
         assert [handle.status for handle in held[1:]] == [READY] * 4
         order = []

@@ -4,17 +4,23 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
 
-from django_tasks_local import ClusterUnreachable, QueueFull, WorkerLost
+from django_tasks_local import (
+    ClusterUnreachable,
+    LocalTaskResult,
+    QueueFull,
+    WorkerLost,
+)
 from django_tasks_local.errors import path_of
 
 from .conftest import write_files
 from .dask_certificates import make_certificates
-from .dask_clusters import DaskCluster
+from .dask_clusters import DaskCluster, DaskProcess
 from .dask_tasks import ALIAS, note_and_hold, note_and_hold_twice
 from .elsewhere import OtherProcess
 from .gates import LONG_S, Gate
@@ -74,10 +80,10 @@ class TestWorkers:
         self, own: DaskCluster, gate: Gate, tmp_path: Path
     ) -> None:
         own.start_scheduler()
-        workers = dict(
-            reversed(own.start_worker(threads=1))
-            for _ in range(2)  # type: ignore[misc]
-        )
+        workers: dict[str, DaskProcess] = {}
+        for _ in range(2):
+            worker, address = own.start_worker(threads=1)
+            workers[address] = worker
         path = tmp_path / "begun"
         with on(own.address):
             handle = note_and_hold_twice.using(backend=ALIAS).enqueue(
@@ -117,11 +123,10 @@ class TestWorkers:
             assert worker.pid  # it is there still
 
 
-def find_worker(handle: object) -> str:
+def find_worker(handle: LocalTaskResult[Any]) -> str:
     """Where the latest attempt of a task has begun."""
-    handle.refresh()  # type: ignore[attr-defined]
-    address: str = handle.worker_ids[-1]  # type: ignore[attr-defined]
-    return address
+    handle.refresh()
+    return handle.worker_ids[-1]
 
 
 class TestScheduler:

@@ -480,10 +480,10 @@ def _find_wrong_cluster(alias: str, given: Mapping[object, Any]) -> Iterator[Fin
 
 
 def _cluster(given: Mapping[object, Any]) -> ClusterOptions:
-    tls = given.get("TLS")
+    tls: Mapping[str, str | os.PathLike[str]] | None = given.get("TLS")
     return ClusterOptions(
         address=given.get("ADDRESS"),
-        tls=tls and {name: os.fspath(path) for name, path in tls.items()},
+        tls=None if tls is None else {name: str(path) for name, path in tls.items()},
         connect_timeout_s=float(given.get("CONNECT_TIMEOUT", 10.0)),
     )
 

@@ -1,6 +1,7 @@
 """The connection to a Dask cluster's scheduler, and what is sent through it."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -55,8 +56,12 @@ class OwnCluster:
     async def close(self) -> None:
         """End its processes."""
         if self.cluster is not None:
+            # It would be alarmed to find workers gone that it has just told to go.
+            log = logging.getLogger("distributed.scheduler")
+            was_disabled, log.disabled = log.disabled, True
             with suppress(Exception):  # it is lost, whatever Dask says
                 await self.cluster.close(timeout=_CLOSE_S)
+            log.disabled = was_disabled
             _open.discard(self.cluster)
 
 
@@ -164,9 +169,11 @@ class Connection:
             self._take_content(content)
 
     def _take_news(self, event: tuple[float, Any]) -> None:
-        news = event[1]
-        if isinstance(news, dict) and news.get("action") == "remove-worker":
-            self._worker_left(news["worker"])
+        match event[1]:
+            case {"action": "remove-worker", "worker": str(address)}:
+                self._worker_left(address)
+            case _:
+                pass
 
     async def close(self) -> None:
         """Hang up: Dask forgets what it was given, but for what runs."""

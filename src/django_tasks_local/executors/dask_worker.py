@@ -83,7 +83,7 @@ _HEARD_TIMES = 50
 _ASK_AGAIN_S = 5.0
 _ASK_TIMES = 6
 # Larger outcomes do not go through the scheduler, which keeps the last events.
-_LONGEST_EVENT = 50_000
+_LONGEST_EVENT = 10_000
 
 
 def dask_setup(worker: Worker) -> None:
