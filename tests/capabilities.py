@@ -19,7 +19,12 @@ from django.tasks.backends.base import BaseTaskBackend  # noqa: E402  # after th
 from django.tasks.backends.dummy import DummyBackend  # noqa: E402
 from django.tasks.backends.immediate import ImmediateBackend  # noqa: E402
 
-from django_tasks_local import EventLoopBackend, ProcessPoolBackend, ThreadPoolBackend  # noqa: E402
+from django_tasks_local import (  # noqa: E402
+    DaskBackend,
+    EventLoopBackend,
+    ProcessPoolBackend,
+    ThreadPoolBackend,
+)
 from django_tasks_local.backend import FuturesBackend  # noqa: E402
 from django_tasks_local.stores.memory import MemoryStore  # noqa: E402
 
@@ -31,6 +36,7 @@ BACKENDS: Sequence[Backend] = (
     ThreadPoolBackend,
     ProcessPoolBackend,
     EventLoopBackend,
+    DaskBackend,
     ImmediateBackend,
     DummyBackend,
 )
@@ -116,6 +122,8 @@ def _metadata(backend: Backend) -> str:
 def _at_once(backend: Backend) -> str:
     if backend is ProcessPoolBackend:
         return "as many as CPUs, at most 10"
+    if backend is DaskBackend:
+        return f"{backend.default_max_workers()} at the cluster, which has its workers"
     if issubclass(backend, FuturesBackend):
         return str(backend.default_max_workers())
     return NO if issubclass(backend, DummyBackend) else "1, in the enqueue"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -372,6 +373,15 @@ def parse_options(
         else:
             findings += _find_unknown_names(alias, f"{key}_OPTIONS", given, factory)
             findings += _find_wrong_values(alias, f"{key}_OPTIONS", given, factory)
+    if has_cluster and executor is default_executor and not find_spec("distributed"):
+        findings.append(
+            Finding(
+                _NOT_INSTALLED,
+                f"TASKS[{alias!r}] runs tasks on a Dask cluster, for which the package "
+                "'distributed' is not installed.",
+                "Install the extra: pip install 'django-tasks-local[dask]'.",
+            )
+        )
     backoff = _import_backoff(alias, given.get("BACKOFF"))
     if isinstance(backoff, Finding):
         findings.append(backoff)

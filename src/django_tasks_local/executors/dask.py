@@ -384,7 +384,7 @@ class DaskExecutor:
             )
         )
 
-    async def _follow(self, call: "_Call", future: "DaskFuture") -> None:
+    async def _follow(self, call: "_Call", future: "DaskFuture[bytes]") -> None:
         """See to a Dask task that ends without its outcome having come before."""
         error = await future.exception()
         if call.future is not future:  # it has come, or was handed in again
@@ -641,7 +641,7 @@ class _Call:
         self.is_coroutine = call.function is not None and is_async(call.function)
         self.key = ""
         self.times_handed_in = 0
-        self.future: DaskFuture | None = None
+        self.future: DaskFuture[bytes] | None = None
         self.token: str | None = None
         """Of the one run of it that may begin; None: none has asked yet."""
         self.worker = ""

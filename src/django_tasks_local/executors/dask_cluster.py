@@ -125,10 +125,10 @@ class Connection:
 
     def submit(
         self, payloads: Sequence[tuple[str, bytes]], *, priority: int
-    ) -> list[Future]:
+    ) -> "list[Future[bytes]]":
         """Have Dask run what these say, each under its key."""
         assert self._client is not None  # as it is open
-        futures: list[Future] = []
+        futures: list[Future[bytes]] = []
         for start in range(0, len(payloads), _AT_ONCE):
             some = payloads[start : start + _AT_ONCE]
             futures += self._client.map(
