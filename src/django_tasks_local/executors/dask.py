@@ -24,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..errors import ClusterUnreachable, TaskCancelled
 from ..identity import new_result_id
+from ..logs import log_warning
 from ..options import LocalOptions, default_process_count, is_count
 from ..protocols import WorkerHost
 from ..records import Call, Interruption, Outcome, Record, Timestamp
@@ -69,6 +70,7 @@ _LOOK_S = 1.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _END_S = 1.0
+_NOBODY = "dask"  # as a worker's address, where none is known
 _SHUT_DOWN = "Its alias was shut down before the task could run."
 _SHUT_DOWN_MEANWHILE = "Its alias was shut down before the task came to its end."
 
@@ -110,6 +112,7 @@ class DaskExecutor:
         self._connection: Connection | None = None
         self._own: OwnCluster | None = None
         self._is_lost = False
+        self._is_told = False
         self._follows = set[asyncio.Task[None]]()
 
     @staticmethod
@@ -238,6 +241,9 @@ class DaskExecutor:
                 if await self._connect(dask):
                     pause_s = _FIRST_PAUSE_S
                     await self._serve()
+                    if not self._is_at_end():
+                        self._why = "the connection was lost"
+                        self._tell_outage()
                     await self._hang_up()
                 else:
                     await self._rest(pause_s)
@@ -283,11 +289,23 @@ class DaskExecutor:
             await connection.open()
         except Exception as err:  # whatever Dask or the network raise: it is not there
             self._why = str(err) or type(err).__name__
+            self._tell_outage()
             await self._hang_up()
             return False
-        self._is_lost = False
+        self._is_lost = self._is_told = False
         self._unreachable_since = None
         return True
+
+    def _tell_outage(self) -> None:
+        """Once, however often it is tried."""
+        if not self._is_told:
+            self._is_told = True
+            log_warning(
+                "TASKS[%r]: the Dask scheduler at %s cannot be reached: %s",
+                self._host.alias,
+                self._options.cluster.address,
+                self._why,
+            )
 
     async def _hang_up(self) -> None:
         """The connection is over: what has begun is lost, and what has not waits."""
@@ -391,13 +409,13 @@ class DaskExecutor:
             return
         if future.status == "error":
             text = f"Dask could not run the task: {type(error).__name__}: {error}"
-            self._fail_to_begin(call, lost_outcome(call.id, text))
+            self._fail_to_begin(call, _NOBODY, lost_outcome(call.id, text))
         elif future.status == "finished":
             try:
                 answer = unpack_result(await future.result())
             except Exception as err:
-                text = f"What it returned could not be fetched: {error_record(err)}"
-                answer = BootFailed(text)
+                text = f"What it returned could not be fetched.\n{err}"
+                answer = BootFailed(_NOBODY, text)
             if call.future is future:
                 self._see(call, answer)
         elif self._connection is not None and self._connection.is_open:
@@ -416,20 +434,22 @@ class DaskExecutor:
                 self._end(call, answer)
             case BootFailed():
                 text = f"A Dask worker could not see the project.\n{answer.traceback}"
-                self._fail_to_begin(call, lost_outcome(call.id, text))
+                self._fail_to_begin(call, answer.worker, lost_outcome(call.id, text))
             case Refused():
                 difference = this_deployment().difference_from(answer.deployment)
                 error = ImproperlyConfigured(
                     f"A Dask worker has refused the task: {difference}. Deploy the "
                     "same on both, and start the worker again."
                 )
-                self._fail_to_begin(call, stopped_outcome(call.id, error))
+                self._fail_to_begin(
+                    call, answer.worker, stopped_outcome(call.id, error)
+                )
             case _ if call.token is None:  # Unanswered: nobody has been told to begin
                 self._take_back(call)
             case _:
                 self._lose(call, "Its outcome has not come, though Dask ran the task")
 
-    def _fail_to_begin(self, call: "_Call", outcome: Outcome) -> None:
+    def _fail_to_begin(self, call: "_Call", worker: str, outcome: Outcome) -> None:
         """Nothing ran; the attempt counts, or this would be tried for ever."""
         if call.token is not None:
             self._end(call, outcome)
@@ -437,7 +457,7 @@ class DaskExecutor:
         call.token = ""
 
         def fail() -> None:
-            self._host.started(call.id, worker_id="dask:none", at=time.time())
+            self._host.started(call.id, worker_id=worker, at=time.time())
             self._call_soon(self._end, call, outcome)
 
         self._call_host(fail)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ _WORKERS = "all"  # Dask's own topic of what becomes of them
 _TRY_S = 3.0
 _CLOSE_S = 2.0
 _AT_ONCE = 100
+_BYTES_AT_ONCE = 1_000_000  # of ten times as many Dask warns
 
 # Strongly held while they are open: in a fork of this process they stay, since to let
 # go of a client there would have Dask wait for a thread that the fork does not have.
@@ -129,8 +130,7 @@ class Connection:
         """Have Dask run what these say, each under its key."""
         assert self._client is not None  # as it is open
         futures: list[Future[bytes]] = []
-        for start in range(0, len(payloads), _AT_ONCE):
-            some = payloads[start : start + _AT_ONCE]
+        for some in _batches(payloads):
             futures += self._client.map(
                 run_call,
                 [payload for _, payload in some],
@@ -186,3 +186,19 @@ class Connection:
                     client.unsubscribe_topic(topic)
                 await asyncio.wait_for(client.close(), _CLOSE_S)
             _open.discard(client)
+
+
+def _batches(
+    payloads: Sequence[tuple[str, bytes]],
+) -> Iterator[Sequence[tuple[str, bytes]]]:
+    """A few at once: each needs a message, which must not become too long."""
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for each in payloads:
+        if batch and (len(batch) == _AT_ONCE or size + len(each[1]) > _BYTES_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += len(each[1])
+    if batch:
+        yield batch

@@ -109,12 +109,14 @@ class Sent(NamedTuple):
 class BootFailed(NamedTuple):
     """The worker could not get so far."""
 
+    worker: str
     traceback: str
 
 
 class Refused(NamedTuple):
     """The worker has something else deployed."""
 
+    worker: str
     deployment: Deployment
 
 

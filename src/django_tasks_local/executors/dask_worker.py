@@ -101,20 +101,21 @@ def run_call(data: bytes) -> bytes:
 
     Never raises.
     """
+    worker = get_worker()
     try:
         payload = unpack_payload(data)
         if isinstance(payload, Deployment):
-            return pack_result(Refused(_deployment()))
+            return pack_result(Refused(worker.address, _deployment()))
         _set_up(payload)
         mine = this_deployment()
         if payload.deployment.difference_from(mine) is not None:
-            return pack_result(Refused(mine))
-        channel = _channel_of(get_worker())
+            return pack_result(Refused(worker.address, mine))
+        channel = _channel_of(worker)
         run = unpack_to_child(payload.run)
         assert isinstance(run, Run)  # as it is packed
         call = _Call(channel, payload)
     except BaseException:
-        return pack_result(BootFailed(traceback.format_exc()))
+        return pack_result(BootFailed(worker.address, traceback.format_exc()))
     with channel.open(call):
         return call.run(run)
 
