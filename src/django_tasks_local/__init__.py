@@ -26,7 +26,14 @@ Importing the package starts nothing and imports no model. How a task goes::
 from .backend import EventLoopBackend, ProcessPoolBackend, ThreadPoolBackend
 from .completed import as_completed
 from .context import LocalTaskContext, ResultIdFilter, current_result_id
-from .errors import QueueFull, TaskCancelled, TaskFailed, TaskTimeout, WorkerLost
+from .errors import (
+    IgnoredOptionsWarning,
+    QueueFull,
+    TaskCancelled,
+    TaskFailed,
+    TaskTimeout,
+    WorkerLost,
+)
 from .progress import Progress
 from .results import LocalTaskResult, wait
 from .setting_types import (
@@ -48,6 +55,7 @@ __all__ = [
     "EventLoopBackend",
     "EventLoopOptions",
     "EventLoopSetting",
+    "IgnoredOptionsWarning",
     "LocalTask",
     "LocalTaskContext",
     "LocalTaskResult",
