@@ -64,7 +64,7 @@ from .project import Project, see_project
 if TYPE_CHECKING:
     from ..results import LocalTaskResult
 
-__all__ = ["BootingLink", "WorkerMain", "begin_child"]
+__all__ = ["BootingLink", "WorkerMain", "backoff_of", "begin_child"]
 
 _REST_S = 0.05
 
@@ -224,7 +224,7 @@ class PipeLink:
                 host=self,
                 context=copy_context(),
                 carried=call.context,
-                backoff=_backoff_of(call),
+                backoff=backoff_of(call),
             )
             if os.getpid() != self._pid:
                 os._exit(0)  # a fork that the task made has come back from it
@@ -387,7 +387,7 @@ class PipeLink:
         return False  # it would have been killed
 
 
-def _backoff_of(call: Run) -> Backoff | None:
+def backoff_of(call: Run) -> Backoff | None:
     """What to ask when the call fails; found, and its errors raised, only then."""
     packed = call.backoff
     if packed is None:

@@ -65,7 +65,7 @@ from .project import ProjectKey, find_main, project_key, take_project
 from .slot_threads import SlotThreads
 from .starts import Starts
 
-__all__ = ["ProcessExecutor"]
+__all__ = ["ProcessExecutor", "carried_values", "packed_backoff"]
 
 _STOP_S = 1.0
 _EXIT_CODE_S = 5.0
@@ -212,7 +212,11 @@ class _ProcessWorker:
     def _run_in(self, child: Child, call: Call, record: Record) -> Outcome:
         context = call.context or copy_context()
         try:
-            run = Run(record, self._carried(context), _packed(call.backoff))
+            run = Run(
+                record,
+                carried_values(context, self._options),
+                packed_backoff(call.backoff),
+            )
         except Exception as err:  # a value's own code
             return Outcome(record.id, time.time(), None, error_record(err))
         began = time.monotonic()
@@ -253,20 +257,6 @@ class _ProcessWorker:
             self._interruption = reason
             child.kill()
             return True
-
-    def _carried(self, context: Context) -> dict[str, bytes]:
-        """What of the enqueuer's context goes along."""
-        carried: dict[str, bytes] = {}
-        for path, variable in self._options.context_vars.items():
-            if variable in context:
-                try:
-                    carried[path] = pickle.dumps(context[variable])
-                except Exception as err:
-                    raise TypeError(
-                        f"The value of the context variable {path} cannot be pickled, "
-                        f"as CONTEXT has it: {err}"
-                    ) from err
-        return carried
 
     def _name_worker(self, pid: int) -> None:
         self._worker_id = f"{host_name()}:{pid}:{self._name}"
@@ -438,7 +428,23 @@ def _how_it_ended(code: int | None) -> str:
     return f"was killed by {name}"
 
 
-def _packed(backoff: Backoff | None) -> bytes | None:
+def carried_values(context: Context, options: LocalOptions) -> dict[str, bytes]:
+    """What of the enqueuer's context goes along. Raises TypeError where it cannot."""
+    carried: dict[str, bytes] = {}
+    for path, variable in options.context_vars.items():
+        if variable in context:
+            try:
+                carried[path] = pickle.dumps(context[variable])
+            except Exception as err:
+                raise TypeError(
+                    f"The value of the context variable {path} cannot be pickled, "
+                    f"as CONTEXT has it: {err}"
+                ) from err
+    return carried
+
+
+def packed_backoff(backoff: Backoff | None) -> bytes | None:
+    """A backoff to be sent along; empty where it has to be looked up there."""
     if backoff is None:
         return None
     try:
