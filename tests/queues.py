@@ -188,7 +188,11 @@ def open_redis_queue() -> Generator[Queue]:
             alias="queue",
             backend="django_tasks_rq.RQBackend",
             apps=["django_rq"],
-            worker=["rqworker", "default", "--job-class", "django_tasks_rq.Job"],
+            worker=[
+                *("rqworker", "default", "--job-class", "django_tasks_rq.Job"),
+                # It forks no process for each task; the example's worker does.
+                *("--worker-class", "rq.SimpleWorker"),
+            ],
             rq_queues={
                 name: {"HOST": "127.0.0.1", "PORT": 6379, "DB": number}
                 for name in ("default", NOBODYS)

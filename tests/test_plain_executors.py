@@ -40,7 +40,7 @@ from .tasks import (
     store_session,
 )
 
-WORKERS = 4
+WORKERS = 3
 
 
 class TestThreads(ExecutorContract):
@@ -107,6 +107,18 @@ class ProcessesContract(ExecutorContract):
             assert host.saved == []
 
     @override
+    def test_more_slots_than_max_workers_run_at_once(self) -> None:
+        """They run in turn where there are no more processes."""
+        with self._executor() as (executor, host):
+            made = [
+                host.make_call(suite_calls.echo, [slot], slot=slot)
+                for slot in range(2 * WORKERS)
+            ]
+            futures = [executor.submit(call) for call in made]
+            for slot, (call, future) in enumerate(zip(made, futures, strict=True)):
+                assert self._value_of(self._result(call, future)) == [[slot], {}]
+
+    @override
     def test_call_whose_worker_dies_fails_alone(self) -> None:
         """It fails with all that run just then; later ones have other processes."""
         made: list[Executor] = []
@@ -129,9 +141,8 @@ class ProcessesContract(ExecutorContract):
                 assert error is not None
                 assert error.exception_class_path == path_of(WorkerLost)
                 assert call.record.task.path in error.traceback
-            for slot in range(2):
-                after = host.make_call(suite_calls.echo, slot=slot)
-                assert self._value(executor, after) == [[], {}]
+            after = host.make_call(suite_calls.echo)
+            assert self._value(executor, after) == [[], {}]
         assert len(made) == 2
         executor.shutdown(timeout_s=self.timeout_s)
 
