@@ -334,10 +334,15 @@ class TestEnqueueing:
             await task.aenqueue(1, 2),
             *await task.aenqueue_many([([3, 4], {}), ([5], {"b": 6})]),
         ]
-        return await asyncio.gather(*handles)
+        found = [await task.aget_result(handle.id) for handle in handles]
+        return [await handle for handle in found]
 
-    def test_from_coroutines(self, alias: str) -> None:
-        assert asyncio.run(self._enqueue(alias)) == [3, 7, 11]
+    @pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
+    def test_from_coroutines(self, alias: str, run: Callable[..., Any]) -> None:
+        given = (
+            (self._enqueue(alias),) if run is asyncio.run else (self._enqueue, alias)
+        )
+        assert run(*given) == [3, 7, 11]
 
     def test_what_the_queue_cannot_do_is_refused(self, alias: str) -> None:
         with pytest.raises(InvalidTask, match="Queue 'unknown' is not valid"):

@@ -41,8 +41,9 @@ from django.tasks.base import (
 from django.tasks.exceptions import InvalidTask, TaskResultMismatch
 from django.utils.timezone import is_aware
 
-from .async_bridge import Completion
+from .async_bridge import Completion, in_thread, is_in_trio
 from .backoff import Backoff
+from .connections import close_connections
 from .context import LocalTaskContext, current_result_id
 from .errors import IgnoredOptionsWarning
 from .foreign_results import aget_result, get_result, is_context, raise_djangos
@@ -207,6 +208,10 @@ class LocalTask[**P, R](_Task[P, R]):
     @override
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `enqueue`, for coroutines."""
+        backend = self.get_backend()
+        if is_in_trio() and not issubclass(backend.task_class, LocalTask):
+            # Most backends know of asyncio alone.
+            return to_handle(await in_thread(_enqueue_and_close, self, args, kwargs))
         return to_handle(await super().aenqueue(*args, **kwargs))
 
     @overload
@@ -370,6 +375,16 @@ def run_after_of(task: "Task[..., Any]", /) -> Timestamp | None:
     if isinstance(task, LocalTask) and task.run_after_s is not None:
         return task.run_after_s
     return to_timestamp(task.run_after)
+
+
+def _enqueue_and_close(
+    task: "Task[..., Any]", args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> "TaskResult[..., Any]":
+    """Enqueue on a thread whose database connections nobody else uses."""
+    try:
+        return task.get_backend().enqueue(task, list(args), kwargs)
+    finally:
+        close_connections()
 
 
 @contextmanager
