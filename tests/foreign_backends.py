@@ -4,8 +4,8 @@ import threading
 import uuid
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import Task, TaskResult, TaskResultStatus
@@ -93,6 +93,20 @@ class AllDoneBackend(ForeignBackend):
         return finished
 
 
+class TornBackend(ForeignBackend):
+    """Reads a result in parts: one that has just ended comes without its end."""
+
+    torn: ClassVar[set[str]] = set()
+
+    def get_result(self, result_id: str) -> Result:
+        result = super().get_result(result_id)
+        if result.is_finished and result_id not in self.torn:
+            self.torn.add(result_id)
+            result = replace(result, finished_at=None)
+            object.__setattr__(result, "_return_value", None)
+        return result
+
+
 class NoResultsBackend(ForeignBackend):
     """Keeps no results."""
 
@@ -106,3 +120,22 @@ def forget(result: Result) -> None:
     """Let nobody find a task's result any more."""
     with _lock:
         del _results[result.id]
+
+
+if TYPE_CHECKING:
+    # Generic for type checkers only.
+    class _Task(Task[..., Any]):
+        pass
+else:
+    _Task = Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnowingTask(_Task):
+    timeout: float | None = None
+
+
+class KnowingBackend(ForeignBackend):
+    """Knows one of the options that Django's own do not."""
+
+    task_class = KnowingTask

@@ -18,7 +18,7 @@ def find(result_id: str) -> LocalTaskResult[Any]:
 
 
 async def afind(result_id: str) -> LocalTaskResult[Any]:
-    return to_handle(await aget_result("shared", result_id))
+    return to_handle(await aget_result(task_backends["shared"], result_id))
 
 
 @task

@@ -309,8 +309,8 @@ WRONG = [
             "E005",
             f"{AT}['EXECUTOR'] must be {AN_EXECUTOR}, "
             f"got <class '{executor.__module__}.{executor.__name__}'>.",
-            "'Write your own executor or store' in the documentation shows how to wrap "
-            "an executor of concurrent.futures.",
+            "An executor of concurrent.futures needs a "
+            "django_tasks_local.executors.plain.ExecutorAdapter around it.",
             id=executor.__name__,
         )
         for executor in (ThreadPoolExecutor, ProcessPoolExecutor)

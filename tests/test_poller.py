@@ -424,7 +424,11 @@ class TestThePoller:
 @pytest.fixture
 def foreign(nothing_left_behind: None) -> Iterator[None]:
     """Aliases of other libraries' backends."""
-    names = {"foreign": "ForeignBackend", "none": "NoResultsBackend"}
+    names = {
+        "foreign": "ForeignBackend",
+        "none": "NoResultsBackend",
+        "torn": "TornBackend",
+    }
     backends = {
         alias: {"BACKEND": f"tests.foreign_backends.{name}"}
         for alias, name in names.items()
@@ -460,6 +464,19 @@ class TestOtherLibrariesBackends:
             asyncio.run(wait(handle))
         with pytest.raises(NotImplementedError):
             list(as_completed([handle]))
+
+    def test_one_that_keeps_no_error_fails_all_the_same(self) -> None:
+        handle = add.using(backend="foreign").enqueue(1, 2)
+        tell(handle, FAILED)
+        with pytest.raises(TaskFailed, match="Its backend says no more"):
+            handle.wait(LONG_S)
+
+    @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+    def test_what_was_read_while_it_ended_is_read_again(self, is_async: bool) -> None:
+        handle = add.using(backend="torn").enqueue(1, 2)
+        tell(handle, SUCCESSFUL, 3)
+        assert (asyncio.run(wait(handle)) if is_async else handle.wait(LONG_S)) == 3
+        assert handle.finished_at is not None
 
     def test_handles_that_were_pickled_are_waited_for(self) -> None:
         handle = add.using(backend="foreign").enqueue(1, 2)

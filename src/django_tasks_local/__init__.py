@@ -33,6 +33,7 @@ from .completed import as_completed
 from .context import LocalTaskContext, ResultIdFilter, current_result_id
 from .errors import (
     ClusterUnreachable,
+    IgnoredOptionsWarning,
     QueueFull,
     TaskCancelled,
     TaskFailed,
@@ -68,6 +69,7 @@ __all__ = [
     "EventLoopBackend",
     "EventLoopOptions",
     "EventLoopSetting",
+    "IgnoredOptionsWarning",
     "LocalTask",
     "LocalTaskContext",
     "LocalTaskResult",

@@ -6,6 +6,7 @@ from django.tasks.exceptions import TaskException
 
 __all__ = [
     "ClusterUnreachable",
+    "IgnoredOptionsWarning",
     "QueueFull",
     "StoreError",
     "TaskCancelled",
@@ -104,6 +105,14 @@ class WorkerLost(Exception):
     """
 
 
-def path_of(error_class: type[BaseException], /) -> str:
-    """The dotted path under which an exception's class is recorded."""
-    return f"{error_class.__module__}.{error_class.__qualname__}"
+class IgnoredOptionsWarning(UserWarning):
+    """Warns of a task whose backend, of another library, does not know its options.
+
+    It runs without them. Where a warnings filter makes an error of it, the task is
+    refused with InvalidTask instead.
+    """
+
+
+def path_of(some_class: type, /) -> str:
+    """The dotted path of a class, under which an exception's is recorded."""
+    return f"{some_class.__module__}.{some_class.__qualname__}"

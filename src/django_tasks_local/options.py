@@ -574,8 +574,8 @@ def _import(alias: str, key: str, value: Any) -> Any:
         return Finding(
             _NOT_A_FACTORY,
             f"{where} must be {_KEYS[key].accepted}, got {factory!r}.",
-            "'Write your own executor or store' in the documentation shows how to wrap "
-            "an executor of concurrent.futures."
+            "An executor of concurrent.futures needs a "
+            "django_tasks_local.executors.plain.ExecutorAdapter around it."
             if _is_plain_executor(factory)
             else None,
         )

@@ -16,7 +16,7 @@ from django.tasks.backends.dummy import DummyBackend
 
 from .async_bridge import RemoteCompletion
 from .connections import close_connections
-from .foreign_results import aget_result, record_of
+from .foreign_results import aget_result, get_result, record_of
 from .interruption import out_of_reach
 from .records import Record
 from .timer import Timer
@@ -42,13 +42,14 @@ class PolledResult(RemoteCompletion):
         record = self.record
         with out_of_reach:  # Django's look-up takes a lock that all threads need
             backend = task_backends[record.alias]
-        return self.take(record_of(backend.get_result(record.id)))
+        return self.take(record_of(get_result(backend, record.id)))
 
     @override
     async def alatest(self) -> Record:
         """The same without blocking."""
         record = self.record
-        return self.take(record_of(await aget_result(record.alias, record.id)))
+        backend = task_backends[record.alias]
+        return self.take(record_of(await aget_result(backend, record.id)))
 
     def take(self, record: Record, /) -> Record:
         """Take what a look-up has found, and wake whom it wakes; the latest record."""
@@ -246,7 +247,7 @@ def _look_up(
 
 def _look_one_up(backend: BaseTaskBackend, result_id: str) -> Record | BaseException:
     try:
-        return record_of(backend.get_result(result_id))
+        return record_of(get_result(backend, result_id))
     except BaseException as err:  # as above; the others' waiters have no part in it
         return err
 

@@ -14,14 +14,14 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from .async_bridge import Completion, RemoteCompletion, is_in_event_loop
 from .context import is_running_here, lending_slot, parent_link
 from .errors import TaskCancelled, TaskFailed, path_of
-from .foreign_results import aget_result, record_of
+from .foreign_results import aget_result, get_result, record_of
 from .identity import is_of_this_process
 from .interruption import out_of_reach
 from .json_text import decode_arguments, decode_value
 from .poller import PolledResult
 from .progress import METADATA_KEY, Progress, as_progress
 from .protocols import Waitable
-from .records import Record, Timestamp
+from .records import ErrorRecord, Record, Timestamp
 from .task_registry import find_checked_task, stand_in
 from .times import to_datetime
 
@@ -283,7 +283,7 @@ class LocalTaskResult[R](_TaskResult[R]):
         else:
             with out_of_reach:  # as above
                 backend = task_backends[self.backend]
-            self._adopt(backend.get_result(self.id))
+            self._adopt(get_result(backend, self.id))
 
     @override
     async def arefresh(self) -> None:
@@ -294,7 +294,8 @@ class LocalTaskResult[R](_TaskResult[R]):
         if waitable is not None:
             self.see(await waitable.alatest())
         else:
-            self._adopt(await aget_result(self.backend, self.id))
+            backend = task_backends[self.backend]
+            self._adopt(await aget_result(backend, self.id))
 
     def open_waitable(self) -> Waitable:
         """What to wait with, looked up where that is needed.
@@ -374,7 +375,8 @@ class LocalTaskResult[R](_TaskResult[R]):
         record = self._record
         if record.value is not None:
             return self.return_value
-        error = record.errors[-1]
+        # Another library's backend may keep no error of a task that it has given up.
+        error = record.errors[-1] if record.errors else _NO_ERROR
         raise TaskFailed(
             result_id=record.id,
             exception_class_path=error.exception_class_path,
@@ -388,7 +390,8 @@ class LocalTaskResult[R](_TaskResult[R]):
         id = property(lambda self: self._record.id)
         status = property(lambda self: self._record.status)
         backend = property(lambda self: self._record.alias)
-        enqueued_at = property(lambda self: _datetime(self._record.enqueued_at))
+        # 0.0: another library's backend does not say.
+        enqueued_at = property(lambda self: _datetime(self._record.enqueued_at or None))
         started_at = property(lambda self: _datetime(self._record.started_at))
         finished_at = property(lambda self: _datetime(self._record.finished_at))
         last_attempted_at = property(
@@ -450,6 +453,8 @@ class LocalTaskResult[R](_TaskResult[R]):
 _task_slot = TaskResult.__dict__["task"]
 _args_slot = TaskResult.__dict__["args"]
 _return_value_slot = TaskResult.__dict__["_return_value"]
+
+_NO_ERROR = ErrorRecord("builtins.Exception", "Its backend says no more.")
 
 _new = object.__new__
 _Handle = cast("type[LocalTaskResult[Any]]", LocalTaskResult)  # subscripting is slow

@@ -1,10 +1,20 @@
 """The typed ``@task``, and the task that it makes."""
 
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import (
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -19,19 +29,24 @@ from typing import (
 from django.db import transaction
 from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.backends.dummy import DummyBackend
+from django.tasks.backends.immediate import ImmediateBackend
 from django.tasks.base import (
     DEFAULT_TASK_BACKEND_ALIAS,
     DEFAULT_TASK_PRIORITY,
     DEFAULT_TASK_QUEUE_NAME,
     Task,
-    TaskContext,
+    TaskResult,
 )
-from django.tasks.exceptions import InvalidTask
+from django.tasks.exceptions import InvalidTask, TaskResultMismatch
 from django.utils.timezone import is_aware
 
-from .async_bridge import Completion
+from .async_bridge import Completion, in_thread, is_in_trio
 from .backoff import Backoff
-from .context import LocalTaskContext
+from .connections import close_connections
+from .context import LocalTaskContext, current_result_id
+from .errors import IgnoredOptionsWarning
+from .foreign_results import aget_result, get_result, is_context, raise_djangos
 from .identity import new_owner, new_result_id, this_process
 from .interruption import calls_in_reach, out_of_reach
 from .json_text import (
@@ -111,7 +126,11 @@ class LocalTask[**P, R](_Task[P, R]):
                     f"{name} of task {self.module_path} must be {accepted}, "
                     f"got {value!r}."
                 )
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except Exception as err:
+            raise_djangos(err)
+            raise
         run_after_s = None
         if self.run_after is not None:
             try:
@@ -159,7 +178,7 @@ class LocalTask[**P, R](_Task[P, R]):
         `run_after` is the earliest time that it runs at, `metadata` what its results
         have of it besides arguments: values that are JSON, by strings. Raises
         InvalidTask where the backend cannot honour them; TypeError for metadata that
-        is not JSON.
+        is not JSON. Warns as `task` does.
         """
         changes: dict[str, Any] = {
             "priority": priority,
@@ -168,10 +187,13 @@ class LocalTask[**P, R](_Task[P, R]):
             "backend": backend,
             "metadata": dict(metadata) if isinstance(metadata, Mapping) else metadata,
         }
-        return replace(
+        task = replace(
             self,
             **{name: value for name, value in changes.items() if value is not None},
         )
+        if metadata or task.backend != self.backend:
+            _warn_of_ignored_options(task)
+        return task
 
     @override
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
@@ -186,6 +208,10 @@ class LocalTask[**P, R](_Task[P, R]):
     @override
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `enqueue`, for coroutines."""
+        backend = self.get_backend()
+        if is_in_trio() and not issubclass(backend.task_class, LocalTask):
+            # Most backends know of asyncio alone.
+            return to_handle(await in_thread(_enqueue_and_close, self, args, kwargs))
         return to_handle(await super().aenqueue(*args, **kwargs))
 
     @overload
@@ -252,13 +278,15 @@ class LocalTask[**P, R](_Task[P, R]):
     @override
     def call(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, as Django's ImmediateBackend does."""
-        # What stands before the arguments is the context.
-        return super().call(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
+        with _named_by(args):
+            # What stands before the arguments is the context.
+            return super().call(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
 
     @override
     async def acall(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """As `call`, for coroutines."""
-        return await super().acall(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
+        with _named_by(args):
+            return await super().acall(*self._with_context(args), **kwargs)  # type: ignore[arg-type]
 
     def _with_context(self, args: tuple[object, ...]) -> tuple[object, ...]:
         """The arguments, with a context of ours before them where it takes one.
@@ -267,10 +295,8 @@ class LocalTask[**P, R](_Task[P, R]):
         """
         if not self.takes_context or (args and isinstance(args[0], LocalTaskContext)):
             return args
-        if args and isinstance(args[0], TaskContext):
-            # Of what task its type does not say.
-            given = cast("TaskContext[..., Any]", args[0])
-            context = LocalTaskContext(task_result=given.task_result)
+        if args and is_context(args[0]):
+            context = LocalTaskContext(task_result=args[0].task_result)
             args = args[1:]
         else:
             context = LocalTaskContext(task_result=self._called_here(args))
@@ -299,12 +325,19 @@ class LocalTask[**P, R](_Task[P, R]):
         Raises TaskResultDoesNotExist where the backend has none of that id, and
         TaskResultMismatch where it belongs to another task.
         """
-        return to_handle(super().get_result(result_id))
+        return self._own(get_result(self.get_backend(), result_id))
 
     @override
     async def aget_result(self, result_id: str) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `get_result`."""
-        return to_handle(await super().aget_result(result_id))
+        return self._own(await aget_result(self.get_backend(), result_id))
+
+    def _own(self, result: "TaskResult[..., Any]") -> LocalTaskResult[R]:
+        if result.task.func != self.func:
+            raise TaskResultMismatch(
+                f"Task does not match (received {result.task.module_path!r})"
+            )
+        return to_handle(result)
 
     @override
     def __reduce__(self) -> tuple[object, ...]:
@@ -342,6 +375,59 @@ def run_after_of(task: "Task[..., Any]", /) -> Timestamp | None:
     if isinstance(task, LocalTask) and task.run_after_s is not None:
         return task.run_after_s
     return to_timestamp(task.run_after)
+
+
+def _enqueue_and_close(
+    task: "Task[..., Any]", args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> "TaskResult[..., Any]":
+    """Enqueue on a thread whose database connections nobody else uses."""
+    try:
+        return task.get_backend().enqueue(task, list(args), kwargs)
+    finally:
+        close_connections()
+
+
+@contextmanager
+def _named_by(args: tuple[object, ...]) -> Generator[None]:
+    """Let `current_result_id` be that of the context which a backend has made."""
+    if not args or isinstance(args[0], LocalTaskContext) or not is_context(args[0]):
+        yield
+        return
+    token = current_result_id.set(args[0].task_result.id)
+    try:
+        yield
+    finally:
+        current_result_id.reset(token)
+
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+def _warn_of_ignored_options(task: LocalTask[..., Any]) -> None:
+    """Warn of options that the task's backend does not know, or refuse them.
+
+    Those of Django's own that run nothing in the background are for tests, which need
+    not hear of it.
+    """
+    backend = task.get_backend()
+    if isinstance(backend, ImmediateBackend | DummyBackend):
+        return
+    known = {field.name for field in fields(backend.task_class)}
+    ignored = [
+        name
+        for name in ("max_attempts", "backoff", "timeout", "metadata")
+        if name not in known and getattr(task, name) not in (None, {})
+    ]
+    if not ignored:
+        return
+    message = (
+        f"TASKS[{task.backend!r}] is a {type(backend).__name__}, which does not know "
+        f"{', '.join(ignored)}: task {task.module_path} runs there without."
+    )
+    try:
+        warnings.warn(message, IgnoredOptionsWarning, skip_file_prefixes=(_PACKAGE,))
+    except IgnoredOptionsWarning as err:  # a filter says that it is an error
+        raise InvalidTask(message) from err
 
 
 def _is_datetime(value: object) -> bool:
@@ -493,16 +579,17 @@ def task(
     one, or None for no further attempt (`django_tasks_local.backoff`). `timeout`: how
     many seconds each attempt may take. What is None is the alias's: ``MAX_ATTEMPTS``,
     ``BACKOFF`` and ``TIMEOUT`` of its ``OPTIONS``. Whatever backend the alias names,
-    Django's own included, the handles can be waited for and awaited; one of another
-    library may not honour the three. Raises InvalidTask where the backend cannot run
-    such a task, or an option is none.
+    Django's own included, the handles can be waited for and awaited. One of another
+    library that does not know the three runs the task without, of which an
+    IgnoredOptionsWarning tells. Raises InvalidTask where the backend cannot run such a
+    task, or an option is none.
     """
 
     def make_task(function: Callable[..., Any]) -> LocalTask[..., Any]:
         # Not subscripted: Python would set `__orig_class__`, which a frozen class
         # refuses (and 3.12 does not ignore that).
         make: type[LocalTask[..., Any]] = LocalTask
-        return make(
+        task = make(
             func=function,
             priority=priority,
             queue_name=queue_name,
@@ -513,5 +600,7 @@ def task(
             backoff=backoff,
             timeout=timeout,
         )
+        _warn_of_ignored_options(task)
+        return task
 
     return make_task if function is None else make_task(function)

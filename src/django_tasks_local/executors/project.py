@@ -22,6 +22,7 @@ __all__ = [
     "ProjectKey",
     "Surroundings",
     "find_main",
+    "join_project",
     "project_key",
     "see_project",
     "take_project",
@@ -174,6 +175,18 @@ def find_main() -> dict[str, str]:
     if path is not None and os.path.exists(path):  # not "<stdin>"
         return {"init_main_from_path": os.path.abspath(path)}
     return {}
+
+
+def join_project(project: Project, /) -> None:
+    """As `see_project`, in a process that somebody else has started.
+
+    What it has of an environment, and of places to import from, it keeps.
+    """
+    for name, value in project.surroundings.environ.items():
+        os.environ.setdefault(name, value)
+    paths: list[str] = project.surroundings.process["sys_path"]
+    sys.path.extend(path for path in paths if path not in sys.path)
+    _set_up(project.foundation)
 
 
 _seen: Foundation | None = None
