@@ -1,6 +1,6 @@
 # Needed until `distributed` has types that mypy --strict accepts: of 2026.8 most are
 # missing, though it says that it is typed.
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Self
 
@@ -54,7 +54,7 @@ class Client:
     def __await__(self) -> Any: ...
     def map(
         self,
-        func: Callable[[bytes], bytes],
+        func: Callable[[bytes], Awaitable[bytes]],
         iterable: Sequence[bytes],
         *,
         key: Sequence[str],
@@ -67,8 +67,6 @@ class Client:
         self, topic: str, handler: Callable[[tuple[float, Any]], None]
     ) -> None: ...
     def unsubscribe_topic(self, topic: str) -> None: ...
-    # On a worker, where the client is not asynchronous.
-    def log_event(self, topic: str, msg: object) -> None: ...
     async def close(self) -> None: ...
 
 class LocalCluster:
@@ -92,11 +90,13 @@ class _TaskState:
 class _WorkerState:
     tasks: Mapping[str, _TaskState]
     ready: Sequence[Any]
+    nthreads: int
 
 class Worker:
     address: str
     loop: _Loop
     state: _WorkerState
+    def handle_stimulus(self, *events: object) -> None: ...
     def log_event(self, topic: str, msg: object) -> None: ...
 
 class KilledWorker(Exception):
@@ -104,4 +104,3 @@ class KilledWorker(Exception):
 
 def get_worker() -> Worker: ...
 def get_client() -> Client: ...
-def secede() -> None: ...

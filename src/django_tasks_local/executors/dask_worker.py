@@ -21,7 +21,10 @@ from typing import assert_never
 
 import django
 from asgiref.sync import sync_to_async
-from distributed import Client, Worker, get_client, get_worker, secede
+from distributed import Worker, get_client, get_worker
+from distributed.threadpoolexecutor import ThreadPoolExecutor
+from distributed.threadpoolexecutor import secede as secede_thread
+from distributed.worker_state_machine import SecedeEvent
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE
 from django.conf import settings as django_settings
@@ -38,7 +41,12 @@ from ..records import (
     Refusal,
     Timestamp,
 )
-from ..worker import close_connections, close_old_connections, run_task
+from ..worker import (
+    close_connections,
+    close_old_connections,
+    lost_outcome,
+    run_task,
+)
 from .dask_messages import (
     Ask,
     Begin,
@@ -96,32 +104,38 @@ def dask_setup(worker: Worker) -> None:
     this_deployment()  # before anybody deploys something else
 
 
-def run_call(data: bytes) -> bytes:
+async def run_call(data: bytes) -> bytes:
     """Run a call on the Dask worker that this is: all that clients ever submit.
 
-    Never raises.
+    On the worker's event loop, where asking costs no change of threads; the task itself
+    runs on a thread. Dask counts the call among those that run all the while. Never
+    raises.
     """
     worker = get_worker()
     try:
         payload = unpack_payload(data)
         if isinstance(payload, Deployment):
-            return pack_result(Refused(worker.address, _deployment()))
-        _set_up(payload)
+            return pack_result(Refused(worker.address, await _deployment()))
+        if not (_is_set_up() and worker.address in _channels):
+            await asyncio.to_thread(_set_up, payload)
+            await _open_channel(worker)
         mine = this_deployment()
         if payload.deployment.difference_from(mine) is not None:
             return pack_result(Refused(worker.address, mine))
-        channel = _channel_of(worker)
         run = unpack_to_child(payload.run)
         assert isinstance(run, Run)  # as it is packed
+        channel = _channels[worker.address]
         call = _Call(channel, payload)
     except BaseException:
         return pack_result(BootFailed(worker.address, traceback.format_exc()))
     with channel.open(call):
-        return call.run(run)
+        return await call.run(run)
 
 
-def _deployment() -> Deployment:
-    return this_deployment() if apps.ready else Deployment("unknown", "", "")
+async def _deployment() -> Deployment:
+    if not _is_set_up():
+        return Deployment("unknown", "", "")
+    return await asyncio.to_thread(this_deployment)
 
 
 _setting_up = threading.Lock()
@@ -132,36 +146,46 @@ def _is_set_up() -> bool:
 
 
 def _set_up(payload: Payload) -> None:
-    if _is_set_up():
+    with _setting_up:  # several calls may be the first
+        if not _is_set_up():
+            _set_up_project(payload)
+    this_deployment()
+
+
+def _set_up_project(payload: Payload) -> None:
+    if payload.project is not None:
+        see_project(pickle.loads(payload.project))
         return
-    with _setting_up:  # Dask has several threads
-        if _is_set_up():
-            return
-        if payload.project is not None:
-            see_project(pickle.loads(payload.project))
-            return
-        is_named = django_settings.configured or os.environ.get(ENVIRONMENT_VARIABLE)
-        if not is_named and payload.settings_module is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = payload.settings_module
-        django.setup()
+    is_named = django_settings.configured or os.environ.get(ENVIRONMENT_VARIABLE)
+    if not is_named and payload.settings_module is not None:
+        os.environ[ENVIRONMENT_VARIABLE] = payload.settings_module
+    django.setup()
 
 
 class _Channel:
-    """What a Dask worker hears from the processes whose calls it runs."""
+    """What a Dask worker hears from the processes whose calls it runs.
+
+    But for `threads`, only the worker's event loop's thread uses it.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
+        self.threads = ThreadPoolExecutor(
+            worker.state.nthreads, thread_name_prefix="django-tasks"
+        )
         self._calls: dict[str, _Call] = {}
-        self._hears = threading.Event()
-        client = get_client()
-        client.subscribe_topic(worker.address, self._take)
-        self._wait_until_it_hears(client)
+        self._hears = asyncio.Event()
 
-    def _wait_until_it_hears(self, client: Client) -> None:
-        """Dask does not say when a subscription is in force."""
+    async def listen(self) -> None:
+        """Subscribe. Dask does not say when a subscription is in force."""
+        client = get_client()
+        await client
+        address = self.worker.address
+        client.subscribe_topic(address, self._take)
         for _ in range(_HEARD_TIMES):
-            client.log_event(self.worker.address, event_down([]))
-            if self._hears.wait(_HEARD_S):
+            await client.scheduler.log_event(topic=address, msg=event_down([]))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hears.wait(), _HEARD_S)
                 return
         raise TimeoutError("The Dask scheduler does not forward events to this worker.")
 
@@ -175,7 +199,6 @@ class _Channel:
             del self._calls[call.token]
 
     def _take(self, event: tuple[float, object]) -> None:
-        # On the worker's event loop.
         content = content_of(event)
         if content is None:
             return
@@ -187,17 +210,15 @@ class _Channel:
 
 
 _channels: dict[str, _Channel] = {}
-_opening = threading.Lock()
+_opening = asyncio.Lock()
 
 
-def _channel_of(worker: Worker) -> _Channel:
-    channel = _channels.get(worker.address)
-    if channel is None:
-        with _opening:  # one is enough
-            channel = _channels.get(worker.address)
-            if channel is None:
-                channel = _channels[worker.address] = _Channel(worker)
-    return channel
+async def _open_channel(worker: Worker) -> None:
+    async with _opening:  # one is enough
+        if worker.address not in _channels:
+            channel = _Channel(worker)
+            await channel.listen()
+            _channels[worker.address] = channel
 
 
 class _Call:
@@ -208,9 +229,12 @@ class _Call:
         self._channel = channel
         self._payload = payload
         self._topic = topic_of(payload.session)
-        self._thread_id = threading.get_ident()
+        self._thread_id = 0
+        self._began_at = 0.0
+        self._beginning: asyncio.Future[Record | Decline] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._arrival = threading.Condition()
-        self._beginning: Record | Decline | None = None
         self._is_cancelled = False
         self._is_given_up = False
         self._interruption: Interruption | None = None
@@ -221,35 +245,42 @@ class _Call:
         self._has_seceded = False
         self._seceding: asyncio.Task[None] | None = None
 
-    def run(self, run: Run) -> bytes:
+    async def run(self, run: Run) -> bytes:
         """Ask whether it may begin, and then do; what the Dask task returns."""
-        beginning = self._ask(time.time())
+        beginning = await self._ask(time.time())
         if beginning is None:
             return pack_result(Unanswered())
         if isinstance(beginning, Decline):
             return pack_result(Sent())
-        record = beginning._replace(arguments=run.record.arguments)
-        outcome = self._run(record, run)
-        packed = pack(outcome)
+        packed = pack(await self._in_thread(beginning, run))
         if len(packed) > _LONGEST_EVENT:
             return packed
         self._send_packed(packed)
         return pack_result(Sent())
 
-    def _ask(self, at: Timestamp) -> Record | Decline | None:
+    async def _ask(self, at: Timestamp) -> Record | Decline | None:
         for _ in range(_ASK_TIMES):
             self._send(Ask(self._payload.key, at))
-            with self._arrival:
-                if self._arrival.wait_for(
-                    lambda: self._beginning is not None, timeout=_ASK_AGAIN_S
-                ):
-                    return self._beginning
+            await asyncio.wait([self._beginning], timeout=_ASK_AGAIN_S)
+            if self._beginning.done():
+                return self._beginning.result()
             if not self._is_wanted():
                 break
         return None
 
+    async def _in_thread(self, beginning: Record, run: Run) -> Outcome:
+        record = beginning._replace(arguments=run.record.arguments)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._channel.threads, copy_context().run, self._run, record, run
+            )
+        except RuntimeError as err:  # the worker ends
+            return lost_outcome(record.id, str(err))
+
     def _run(self, record: Record, run: Run) -> Outcome:
         payload = self._payload
+        self._thread_id = threading.get_ident()
+        self._began_at = time.time()
         interruptible = None
         if payload.is_coroutine or (
             payload.raises_in_threads and payload.timeout_s is not None
@@ -296,10 +327,9 @@ class _Call:
     def _take(self, message: ToWorker) -> None:
         match message:
             case Begin():
-                if self._beginning is None:  # it may have been asked for twice
-                    self._beginning = message.record
+                self._begin(message.record)
             case Decline():
-                self._beginning = self._beginning or message
+                self._begin(message)
                 self._is_given_up = True
             case Interrupt():
                 self._interrupt(message.reason)
@@ -317,6 +347,10 @@ class _Call:
                     ).start()
             case _:
                 assert_never(message)
+
+    def _begin(self, beginning: Record | Decline) -> None:
+        if not self._beginning.done():  # it may have been asked for twice
+            self._beginning.set_result(beginning)
 
     def _interrupt(self, reason: Interruption) -> None:
         if reason is Interruption.CANCEL:
@@ -393,11 +427,24 @@ class _Call:
             return
         self._has_seceded = True
         if threading.get_ident() == self._thread_id:
-            _secede()
+            self._secede()
         else:  # inside `async_to_sync`, for which that thread waits
             with suppress(RuntimeError):  # or in a thread of the task's own
                 loop = asyncio.get_running_loop()
-                self._seceding = loop.create_task(sync_to_async(_secede)())
+                self._seceding = loop.create_task(sync_to_async(self._secede)())
+
+    def _secede(self) -> None:
+        """Let the Dask worker run another task meanwhile, on another thread."""
+        secede_thread()
+        worker = self._channel.worker
+        worker.loop.add_callback(
+            worker.handle_stimulus,
+            SecedeEvent(
+                key=self._payload.key,
+                compute_duration=time.time() - self._began_at,
+                stimulus_id=f"secede-{time.time()}",
+            ),
+        )
 
     def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
         if group is not None:
@@ -412,9 +459,3 @@ class _Call:
 
     def is_cancel_requested(self, result_id: str, /) -> bool:
         return self._is_cancelled or self._is_given_up
-
-
-def _secede() -> None:
-    """Let the Dask worker run another task meanwhile, on another thread."""
-    with suppress(Exception):  # it has done so itself
-        secede()
