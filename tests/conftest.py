@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -348,6 +348,7 @@ class RunScript(Protocol):
         files: Mapping[str, str] = ...,
         exit_code: int = ...,
         command: Callable[[Path], list[str]] = ...,
+        inside: Sequence[str] = ...,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -359,12 +360,13 @@ def run_script(tmp_path: Path) -> RunScript:
         files: Mapping[str, str] | None = None,
         exit_code: int = 0,
         command: Callable[[Path], list[str]] = lambda script: [str(script)],
+        inside: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
         script = (
             write_files(tmp_path, {"script.py": code, **(files or {})}) / "script.py"
         )
         done = subprocess.run(
-            [sys.executable, "-W", "error", *command(script), *arguments],
+            [*inside, sys.executable, "-W", "error", *command(script), *arguments],
             cwd=tmp_path,
             env=script_environ(),
             capture_output=True,

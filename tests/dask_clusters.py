@@ -23,12 +23,17 @@ class DaskProcess:
     """A scheduler or a worker, with all that it starts. What it prints is kept."""
 
     def __init__(
-        self, arguments: Sequence[str], *, log: Path, environ: Mapping[str, str]
+        self,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        environ: Mapping[str, str],
+        inside: Sequence[str] = (),
     ) -> None:
         self.log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments],
+                [*inside, sys.executable, "-m", "dask", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -101,10 +106,21 @@ class DaskCluster:
         for process in self._processes:
             process.kill()
 
-    def start_scheduler(self, *, port: int = 0) -> DaskProcess:
-        """Start it and wait until it listens; with a port of its own or this one."""
+    def start_scheduler(
+        self, *, port: int = 0, host: str = "127.0.0.1", inside: Sequence[str] = ()
+    ) -> DaskProcess:
+        """Start it and wait until it listens; with a port of its own or this one.
+
+        `inside` is a command that runs another.
+        """
         process = self._start(
-            "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
+            "scheduler",
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--no-dashboard",
+            inside=inside,
         )
         self.address = process.wait_for_line(r"Scheduler at: +(\S+)")
         self.scheduler = process
@@ -117,6 +133,8 @@ class DaskCluster:
         environ: Mapping[str, str] | None = None,
         preload: Sequence[str] = PRELOAD,
         nanny: bool = False,
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
     ) -> tuple[DaskProcess, str]:
         """Start one and wait until it takes tasks; and its address.
 
@@ -128,12 +146,13 @@ class DaskCluster:
             "--nanny" if nanny else "--no-nanny",
             "--no-dashboard",
             "--host",
-            "127.0.0.1",
+            host,
             "--nthreads",
             str(threads),
             *preload,
             *options,
             environ=environ,
+            inside=inside,
         )
         address = process.wait_for_line(r"Start worker at: +(\S+)")
         process.wait_for_line(r"(Registered to)")
@@ -153,13 +172,17 @@ class DaskCluster:
                 assert time.monotonic() < ends_at
 
     def _start(
-        self, *arguments: str, environ: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> DaskProcess:
         number = len(self._processes)
         process = DaskProcess(
             [*arguments, *self.options],
             log=self._directory / f"dask-{number}.log",
             environ={**self._environ, **(environ or {})},
+            inside=inside,
         )
         self._processes.append(process)
         return process

@@ -2,9 +2,10 @@
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -18,7 +19,7 @@ from django_tasks_local import (
 )
 from django_tasks_local.errors import path_of
 
-from .conftest import write_files
+from .conftest import RunScript, write_files
 from .dask_certificates import make_certificates
 from .dask_clusters import DaskCluster, DaskProcess
 from .dask_tasks import ALIAS, note_and_hold, note_and_hold_twice
@@ -278,3 +279,67 @@ class TestTLS:
                 handle.wait(0.5)
             with pytest.raises(ClusterUnreachable):
                 add.using(backend=ALIAS).enqueue(1, 2)
+
+
+class Hosts(NamedTuple):
+    """Two network namespaces with a cable between them: as good as two machines."""
+
+    names: tuple[str, str]
+    addresses: tuple[str, str] = ("10.231.77.1", "10.231.77.2")
+
+    def inside(self, number: int) -> list[str]:
+        """The command that runs another on that host."""
+        return ["ip", "netns", "exec", self.names[number]]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    hosts = Hosts((f"tasks-a-{os.getpid()}", f"tasks-b-{os.getpid()}"))
+    ends = ("tasks-a", "tasks-b")
+    a, b = hosts.names
+    try:
+        ip("netns", "add", a)
+        ip("netns", "add", b)
+        ip("-n", a, "link", "add", ends[0], "type", "veth", "peer", ends[1], "netns", b)
+        for name, end, address in zip(hosts.names, ends, hosts.addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", end)
+            for device in ("lo", end):
+                ip("-n", name, "link", "set", device, "up")
+        yield hosts
+    finally:
+        for name in hosts.names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def ip(*arguments: str) -> None:
+    try:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as err:
+        pytest.skip(f"This machine makes no network namespaces: {err}")
+
+
+class TestHosts:
+    def test_worker_may_be_on_another_host(
+        self, own: DaskCluster, hosts: Hosts, run_script: RunScript
+    ) -> None:
+        here, there = hosts.addresses
+        own.start_scheduler(host=here, inside=hosts.inside(0))
+        own.start_worker(host=there, inside=hosts.inside(1))
+        done = run_script(
+            """
+            import sys
+            from tests.small_project import configure
+
+            if __name__ == "__main__":
+                backend = "django_tasks_local.DaskBackend"
+                options = {"ADDRESS": sys.argv[1]}
+                configure(TASKS={"default": {"BACKEND": backend, "OPTIONS": options}})
+                from tests.small_tasks import double
+
+                handle = double.enqueue(4)
+                print(handle.wait(50), *handle.worker_ids)
+            """,
+            own.address,
+            inside=hosts.inside(0),
+        )
+        assert done.stdout.startswith(f"8 tcp://{there}:")
