@@ -209,7 +209,7 @@ class LocalTask[**P, R](_Task[P, R]):
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `enqueue`, for coroutines."""
         backend = self.get_backend()
-        if is_in_trio() and not issubclass(backend.task_class, LocalTask):
+        if is_in_trio() and not _is_ours(backend):
             # Most backends know of asyncio alone.
             return to_handle(await in_thread(_enqueue_and_close, self, args, kwargs))
         return to_handle(await super().aenqueue(*args, **kwargs))
@@ -330,7 +330,10 @@ class LocalTask[**P, R](_Task[P, R]):
     @override
     async def aget_result(self, result_id: str) -> LocalTaskResult[R]:  # type: ignore[override]  # see `_TaskResult`
         """As `get_result`."""
-        return self._own(await aget_result(self.get_backend(), result_id))
+        backend = self.get_backend()
+        if _is_ours(backend):
+            return self._own(await backend.aget_result(result_id))
+        return self._own(await aget_result(backend, result_id))
 
     def _own(self, result: "TaskResult[..., Any]") -> LocalTaskResult[R]:
         if result.task.func != self.func:
@@ -375,6 +378,10 @@ def run_after_of(task: "Task[..., Any]", /) -> Timestamp | None:
     if isinstance(task, LocalTask) and task.run_after_s is not None:
         return task.run_after_s
     return to_timestamp(task.run_after)
+
+
+def _is_ours(backend: BaseTaskBackend) -> bool:
+    return issubclass(backend.task_class, LocalTask)
 
 
 def _enqueue_and_close(
