@@ -108,7 +108,8 @@ def _refuses_everything(handler: logging.Handler) -> bool:
     return (
         bool(handler.filters)
         and type(handler.filters[0]) is RequireDebugTrue
-        and not settings.DEBUG
+        # For a moment there are no settings while they are being overridden.
+        and not getattr(settings, "DEBUG", True)
         and kind.handle is logging.Handler.handle
         and kind.filter is logging.Handler.filter
     )

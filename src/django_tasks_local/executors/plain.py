@@ -161,7 +161,7 @@ class PlainExecutor:
         # anything about it once it is shut down.
         ends: list[Future[Any]] = [future, self._given_up]
         wait(ends, return_when=FIRST_COMPLETED)
-        if not future.done():
+        if self._given_up.done():  # what comes now comes too late
             raise RuntimeError("The call was still running when the alias was ended.")
         try:
             answer = future.result()
