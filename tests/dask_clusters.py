@@ -91,6 +91,8 @@ class DaskCluster:
         self._environ = {
             "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(name)s %(levelname)s %(message)s",
             "DASK_TEMPORARY_DIRECTORY": str(directory),
+            # Nobody but a test pauses a worker, or lets it go on.
+            "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
             "PYTHONASYNCIODEBUG": "",
             "DJANGO_SETTINGS_MODULE": "tests.dask_settings",
             **(environ or {}),
