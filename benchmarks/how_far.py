@@ -135,24 +135,26 @@ def _costs(levels: Sequence[_Measured]) -> str:
 
 
 def _rates(levels: Sequence[_Measured]) -> str:
+    def processes(level: _Measured, rate: int) -> str:
+        return f"{math.ceil(rate * level['client_us'] / 1e6 / _FULL):,}"
+
     def row(level: _Measured) -> list[str]:
         cells = [level.title]
         for rate in _RATES:
             cpus = _number(rate * level["all_us"] / 1e6)
             cells.append(f"{rate:,} × {_us(level['all_us'])} = {cpus}")
-            cells.append(f"{math.ceil(rate / (_FULL * level['per_s'])):,}")
+            cells.append(processes(level, rate))
         return cells
 
     head = [""]
     for rate in _RATES:
         head += [f"CPUs at {rate:,} /s", "processes that enqueue"]
     example = levels[0]
-    processes = math.ceil(_MANY / (_FULL * example["per_s"]))
     return (
         f"{_table(head, map(row, levels))}\n\n"
-        "A process that enqueues is counted for what one did here, and for "
-        f"{_percent(_FULL)} of that: {_MANY:,} / ({_FULL} × {example['per_s']:,.0f}) = "
-        f"{processes:,} on {example.title}."
+        "A process that enqueues has one interpreter, so about one CPU, of which "
+        f"{_percent(_FULL)} is counted: {_MANY:,} × {_us(example['client_us'])} / "
+        f"{_FULL} = {processes(example, _MANY)} on {example.title}."
     )
 
 

@@ -55,7 +55,7 @@ def _with_dask(address: str, *, has_plain_keys: bool) -> Generator[Run]:
 
 def main() -> None:
     name, arguments = told()
-    count: int = arguments["count"]
+    count: int = arguments["counts"][name]
     with cluster() as dask:
         begin()
         with (
@@ -63,7 +63,7 @@ def main() -> None:
             if name == "3"
             else _with_dask(dask.address, has_plain_keys=name == "dask-uuid")
         ) as run:
-            run(count // 5)
+            run(count // 10)
             with counted(count, dask) as figures:
                 run(count)
             tell(figures)
