@@ -82,7 +82,7 @@ LEVELS = (
         name="threads",
         title="threads",
         alias="threads-10",
-        count=50_000,
+        count=30_000,
         waiting=100_000,
         slots=10,
     ),
@@ -90,7 +90,7 @@ LEVELS = (
         name="processes",
         title="processes",
         alias="processes-2",
-        count=15_000,
+        count=10_000,
         waiting=100_000,
         slots=2,
     ),
@@ -98,7 +98,7 @@ LEVELS = (
         name="sqlite",
         title="threads, sqlite store",
         alias="sqlite",
-        count=6_000,
+        count=5_000,
         waiting=20_000,
         slots=10,
     ),
@@ -333,11 +333,22 @@ MEASUREMENTS = (
         quick_repeats=1,
     ),
     Measurement(
-        name="cluster-throughput",
+        name="cluster-4",
         program="cluster_throughput",
         contenders=("3", "dask", "dask-uuid"),
-        arguments={"counts": {"3": 10_000, "dask": 10_000, "dask-uuid": 3_000}},
+        arguments={
+            "threads": 4,
+            "counts": {"3": 10_000, "dask": 10_000, "dask-uuid": 2_000},
+        },
         quick={"counts": {"3": 2_000, "dask": 2_000, "dask-uuid": 1_000}},
+        repeats=3,
+    ),
+    Measurement(
+        name="cluster-16",
+        program="cluster_throughput",
+        contenders=("3", "dask"),
+        arguments={"threads": 16, "counts": {"3": 4_000, "dask": 4_000}},
+        quick={"counts": {"3": 2_000, "dask": 2_000}},
         repeats=3,
     ),
     Measurement(
@@ -389,6 +400,36 @@ def _depth_figures(depth: int) -> list[Figure]:
             key=f"gc_longest_ms at {depth}",
             title="… its longest pause",
             unit="ms",
+        ),
+    ]
+
+
+def _cluster_figures(threads: int) -> list[Figure]:
+    measurement = f"cluster-{threads}"
+    return [
+        Figure(
+            measurement=measurement,
+            key="per_s",
+            title=f"no-op tasks a second, 2 workers of {threads} threads",
+            unit="/s",
+            more_is_better=True,
+            is_pictured=True,
+            part="cluster",
+        ),
+        *(
+            Figure(
+                measurement=measurement,
+                key=key,
+                title=title,
+                unit="µs",
+                part="cluster",
+            )
+            for key, title in (
+                ("client_us", "… CPU time of each: of the enqueuing process"),
+                ("scheduler_us", "… of the scheduler"),
+                ("workers_us", "… of the workers"),
+                ("all_us", "… of all"),
+            )
         ),
     ]
 
@@ -672,30 +713,7 @@ FIGURES = (
         is_pictured=True,
         part="stores",
     ),
-    Figure(
-        measurement="cluster-throughput",
-        key="per_s",
-        title="no-op tasks a second, 2 workers of 4 threads",
-        unit="/s",
-        more_is_better=True,
-        is_pictured=True,
-        part="cluster",
-    ),
-    *(
-        Figure(
-            measurement="cluster-throughput",
-            key=key,
-            title=title,
-            unit="µs",
-            part="cluster",
-        )
-        for key, title in (
-            ("client_us", "CPU time of each of them: of the enqueuing process"),
-            ("scheduler_us", "… of the scheduler"),
-            ("workers_us", "… of the workers"),
-            ("all_us", "… of all"),
-        )
-    ),
+    *(figure for threads in (4, 16) for figure in _cluster_figures(threads)),
     *(
         Figure(
             measurement="cluster-memory",
@@ -799,7 +817,8 @@ TARGETS = (
     _target("database-store-postgresql", "per_s", "db", at_least=3),
     Target(measurement="sqlite-store-waking", key="p50_ms", at_most=25),
     Target(measurement="look-ups", key="found_percent", at_least=100),
-    _target("cluster-throughput", "per_s", "dask", at_least=0.8),
+    _target("cluster-4", "per_s", "dask", at_least=0.8),
+    _target("cluster-16", "per_s", "dask", at_least=0.8),
     Target(
         measurement="cluster-memory",
         key="resident_mb at 20000",

@@ -13,11 +13,9 @@ from typing import NamedTuple
 from django_tasks_local.state import drain
 from tests.dask_clusters import DaskCluster, DaskProcess
 
-__all__ = ["THREADS", "WORKERS", "Cluster", "cluster"]
+__all__ = ["Cluster", "cluster"]
 
-WORKERS = 2
-THREADS = 4
-"""Of each worker."""
+_WORKERS = 2
 
 
 class Cluster(NamedTuple):
@@ -29,15 +27,18 @@ class Cluster(NamedTuple):
 
 
 @contextmanager
-def cluster() -> Generator[Cluster]:
-    """Start it for a project of its own, in which Django is still to be set up."""
+def cluster(threads: int = 4) -> Generator[Cluster]:
+    """Start it for a project of its own, in which Django is still to be set up.
+
+    With so many threads for each worker.
+    """
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.programs.cluster_settings"
     with (
         tempfile.TemporaryDirectory(prefix="benchmarks-") as directory,
         DaskCluster(Path(directory)) as processes,
     ):
         scheduler = processes.start_scheduler()
-        workers = [processes.start_worker(threads=THREADS)[0] for _ in range(WORKERS)]
+        workers = [processes.start_worker(threads=threads)[0] for _ in range(_WORKERS)]
         os.environ["BENCHMARKS_SCHEDULER"] = processes.address
         try:
             yield Cluster(processes.address, scheduler, workers)

@@ -56,7 +56,7 @@ def _with_dask(address: str, *, has_plain_keys: bool) -> Generator[Run]:
 def main() -> None:
     name, arguments = told()
     count: int = arguments["counts"][name]
-    with cluster() as dask:
+    with cluster(arguments["threads"]) as dask:
         begin()
         with (
             _with_the_library()
