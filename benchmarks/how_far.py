@@ -247,8 +247,8 @@ def _batches(levels: Sequence[_Measured]) -> str:
             schedulers = math.ceil(busy / _FULL)
             text += (
                 f" On {level.title}, {tasks:,.0f} tasks a second take {tasks:,.0f} × "
-                f"{_us(level['scheduler_us'])} = {_number(busy)} CPUs of schedulers, "
-                f"at {_percent(_FULL)} of each {schedulers}."
+                f"{_us(level['scheduler_us'])} = {_number(busy)} CPUs of schedulers: "
+                f"at {_percent(_FULL)} of each, {schedulers} of them."
             )
     return text
 

@@ -826,6 +826,13 @@ TARGETS = (
         against_key="resident_mb at 1000",
         at_most=1.1,
     ),
+    Target(
+        measurement="cluster-memory",
+        key="resident_mb at 20000",
+        against="3",
+        against_key="resident_mb at 10000",
+        at_most=1.05,
+    ),
     *(
         Target(
             measurement="cluster-enqueue",
