@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test test-oldest chaos chaos-short durability durability-short lint types docs wheel example bench bench-stores format
+.PHONY: help check test test-oldest chaos chaos-short durability durability-short lint types docs wheel example bench bench-stores bench-cluster bench-levels format
 
 VERSIONS = import platform, django; print("Python", platform.python_version(), "| Django", django.get_version())
 
@@ -70,6 +70,12 @@ example:  ## run the example's job once, without a server
 
 bench-stores:  ## the part of it that compares the stores
 	uv run python -m benchmarks --stores
+
+bench-cluster:  ## the part of it that measures a Dask cluster
+	uv run python -m benchmarks --cluster
+
+bench-levels:  ## the part of it that tells how far each way to run tasks goes
+	uv run python -m benchmarks --levels
 
 bench:  ## compare with 2.0 and the bare executors, and write the docs' table and picture
 	uv run python -m benchmarks

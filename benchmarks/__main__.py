@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from .environments import CHECKOUT, Environments
-from .plan import FIGURES, MEASUREMENTS, Measurement
+from .plan import FIGURES, MEASUREMENTS, Measurement, Part
 from .report import as_text, write
 from .results import Results
 
-_OF_STORES = {figure.measurement for figure in FIGURES if figure.is_of_stores}
+_PARTS: dict[str, Part] = {each.measurement: each.part for each in FIGURES}
+"""What each measurement is of."""
 
 
 def _parse() -> argparse.Namespace:
@@ -25,11 +26,18 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="less of everything, in two minutes; writes nothing unless --out is given",
     )
-    parser.add_argument(
-        "--stores",
-        action="store_true",
-        help="only what stands in the docs' table of the stores, which it writes",
-    )
+    for part, title in (
+        ("stores", "the stores"),
+        ("cluster", "a Dask cluster"),
+        ("levels", "how far each way to run tasks goes"),
+    ):
+        parser.add_argument(
+            f"--{part}",
+            dest="parts",
+            action="append_const",
+            const=part,
+            help=f"only what stands in the docs' tables of {title}, which it writes",
+        )
     parser.add_argument(
         "--only",
         nargs="+",
@@ -68,7 +76,8 @@ def main() -> None:
     began_at = time.monotonic()
     for measurement in MEASUREMENTS:
         is_wanted = options.only is None or measurement.name in options.only
-        if is_wanted and (measurement.name in _OF_STORES or not options.stores):
+        is_of_part = not options.parts or _PARTS[measurement.name] in options.parts
+        if is_wanted and is_of_part:
             print(f"{measurement.name} …", end="", file=sys.stderr, flush=True)
             before = time.monotonic()
             _run(environments, measurement, results, is_quick=options.quick)

@@ -12,10 +12,15 @@ __all__ = ["CHECKOUT", "Environments"]
 CHECKOUT = Path(__file__).resolve().parent.parent
 _CACHE = CHECKOUT / ".cache" / "benchmarks"
 _LIBRARIES = {
-    "3": ["--editable", str(CHECKOUT), f"uvicorn=={version('uvicorn')}"],
+    "3": [
+        *("--editable", str(CHECKOUT)),
+        *(f"{name}=={version(name)}" for name in ("distributed", "uvicorn")),
+    ],
     "2.0": ["django-tasks-local==2.0"],
     "db": ["django-tasks-db==0.13"],
 }
+# They run in the environment of this version.
+_BARE = ("bare", "dask", "dask-uuid")
 _SAME_IN_ALL = (
     "django",
     "asgiref",
@@ -27,21 +32,22 @@ _SAME_IN_ALL = (
 
 
 class Environments:
-    """Makes them, where that is not done, and runs programs in them."""
+    """Makes them, when they are first needed, and runs programs in them."""
 
     def __init__(self) -> None:
         self._uv = os.environ.get("UV") or shutil.which("uv")
         if self._uv is None:
             raise SystemExit("The benchmarks make their environments with uv.")
-        self._pythons = {name: self._make(name) for name in _LIBRARIES}
-        # The bare executors are the same in either.
-        self._pythons["bare"] = self._pythons["3"]
+        self._pythons: dict[str, Path] = {}
 
     def run(self, program: str, contender: str, arguments: str) -> str:
         """What a program prints in a fresh process of the contender's environment."""
+        name = "3" if contender in _BARE else contender
+        if name not in self._pythons:
+            self._pythons[name] = self._make(name)
         done = subprocess.run(
             [
-                self._pythons[contender],
+                self._pythons[name],
                 "-m",
                 f"benchmarks.programs.{program}",
                 contender,

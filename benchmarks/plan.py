@@ -2,9 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["FIGURES", "MEASUREMENTS", "TARGETS", "Figure", "Measurement", "Target"]
+__all__ = [
+    "FIGURES",
+    "LEVELS",
+    "MEASUREMENTS",
+    "TARGETS",
+    "Figure",
+    "Level",
+    "Measurement",
+    "Part",
+    "Target",
+]
+
+type Part = Literal["backends", "stores", "cluster", "levels"]
+"""What is measured, and written into the docs, by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +44,8 @@ class Figure:
     unit: str
     more_is_better: bool = False
     is_pictured: bool = False
-    is_of_stores: bool = False
-    """It stands in the table of the stores."""
+    part: Part = "backends"
+    """Whose table it stands in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +63,65 @@ class Target:
     at_least: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A way to run tasks that a project may come to when it outgrows another."""
+
+    name: str
+    title: str
+    alias: str
+    count: int
+    """How many tasks that do nothing are timed."""
+    waiting: int
+    """How many wait when their memory is counted."""
+    slots: int
+
+
+LEVELS = (
+    Level(
+        name="threads",
+        title="threads",
+        alias="threads-10",
+        count=30_000,
+        waiting=100_000,
+        slots=10,
+    ),
+    Level(
+        name="processes",
+        title="processes",
+        alias="processes-2",
+        count=10_000,
+        waiting=100_000,
+        slots=2,
+    ),
+    Level(
+        name="sqlite",
+        title="threads, sqlite store",
+        alias="sqlite",
+        count=5_000,
+        waiting=20_000,
+        slots=10,
+    ),
+    Level(
+        name="database",
+        title="threads, database store on PostgreSQL",
+        alias="database",
+        count=2_000,
+        waiting=3_000,
+        slots=10,
+    ),
+    Level(
+        name="dask",
+        title="Dask",
+        alias="keeping",
+        count=5_000,
+        waiting=50_000,
+        slots=8,
+    ),
+)
+
 _DEPTHS = [0, 10_000, 100_000, 1_000_000]
+_TASKS_SO_FAR = (1_000, 10_000, 20_000)
 
 
 def _throughput(
@@ -80,6 +151,38 @@ def _store(name: str, *, alias: str, engine: str, count: int) -> Measurement:
             "counts": {"3": count, "db": count // 5},
         },
         quick={"counts": {"3": count // 3, "db": count // 10}},
+    )
+
+
+def _level(level: Level) -> tuple[Measurement, Measurement]:
+    """Its time and CPU time, and its memory."""
+    arguments = {
+        "level": level.name,
+        "alias": level.alias,
+        "count": level.count,
+        "waiting": level.waiting,
+        "slots": level.slots,
+    }
+    quick = {"count": level.count // 5, "waiting": level.waiting // 4}
+    return (
+        Measurement(
+            name=f"level-{level.name}",
+            program="level",
+            contenders=("3",),
+            arguments=arguments,
+            quick=quick,
+            repeats=3,
+            quick_repeats=1,
+        ),
+        Measurement(
+            name=f"level-{level.name}-waiting",
+            program="level_waiting",
+            contenders=("3",),
+            arguments=arguments,
+            quick=quick,
+            repeats=1,
+            quick_repeats=1,
+        ),
     )
 
 
@@ -229,6 +332,44 @@ MEASUREMENTS = (
         repeats=1,
         quick_repeats=1,
     ),
+    Measurement(
+        name="cluster-4",
+        program="cluster_throughput",
+        contenders=("3", "dask", "dask-uuid"),
+        arguments={
+            "threads": 4,
+            "counts": {"3": 10_000, "dask": 10_000, "dask-uuid": 2_000},
+        },
+        quick={"counts": {"3": 2_000, "dask": 2_000, "dask-uuid": 1_000}},
+        repeats=3,
+    ),
+    Measurement(
+        name="cluster-16",
+        program="cluster_throughput",
+        contenders=("3", "dask"),
+        arguments={"threads": 16, "counts": {"3": 4_000, "dask": 4_000}},
+        quick={"counts": {"3": 2_000, "dask": 2_000}},
+        repeats=3,
+    ),
+    Measurement(
+        name="cluster-memory",
+        program="cluster_memory",
+        contenders=("3",),
+        arguments={"counts": _TASKS_SO_FAR},
+        quick={"counts": _TASKS_SO_FAR[:1]},
+        repeats=1,
+        quick_repeats=1,
+    ),
+    Measurement(
+        name="cluster-enqueue",
+        program="cluster_enqueue",
+        contenders=("3",),
+        arguments={"samples": 1_000},
+        quick={"samples": 500},
+        repeats=1,
+        quick_repeats=1,
+    ),
+    *(measurement for level in LEVELS for measurement in _level(level)),
 )
 
 
@@ -261,6 +402,77 @@ def _depth_figures(depth: int) -> list[Figure]:
             unit="ms",
         ),
     ]
+
+
+def _cluster_figures(threads: int) -> list[Figure]:
+    measurement = f"cluster-{threads}"
+    return [
+        Figure(
+            measurement=measurement,
+            key="per_s",
+            title=f"no-op tasks a second, 2 workers of {threads} threads",
+            unit="/s",
+            more_is_better=True,
+            is_pictured=True,
+            part="cluster",
+        ),
+        *(
+            Figure(
+                measurement=measurement,
+                key=key,
+                title=title,
+                unit="µs",
+                part="cluster",
+            )
+            for key, title in (
+                ("client_us", "… CPU time of each: of the enqueuing process"),
+                ("scheduler_us", "… of the scheduler"),
+                ("workers_us", "… of the workers"),
+                ("all_us", "… of all"),
+            )
+        ),
+    ]
+
+
+def _level_figures(level: Level) -> list[Figure]:
+    figures = [
+        Figure(
+            measurement=f"level-{level.name}",
+            key=key,
+            title=f"{level.title}: {title}",
+            unit=unit,
+            more_is_better=unit == "/s",
+            part="levels",
+        )
+        for key, title, unit in (
+            ("per_s", "no-op tasks a second", "/s"),
+            ("two_per_s", "… of two processes on one store", "/s"),
+            ("client_us", "CPU time a task, of the enqueuing process", "µs"),
+            ("workers_us", "… of worker processes", "µs"),
+            ("scheduler_us", "… of Dask's scheduler", "µs"),
+            ("database_us", "… of PostgreSQL", "µs"),
+            ("all_us", "… of all", "µs"),
+            (
+                "longer_us",
+                "… besides its own, of one that takes 19 times as long",
+                "µs",
+            ),
+        )
+    ]
+    figures += [
+        Figure(
+            measurement=f"level-{level.name}-waiting",
+            key=key,
+            title=f"{level.title}: {title}",
+            unit="bytes",
+            part="levels",
+        )
+        for key, title in (
+            ("waiting_bytes", "memory of a waiting task"),
+            ("stored_bytes", "… what the store keeps of it"),
+        )
+    ]
+    return figures
 
 
 def _per_s(measurement: str, title: str) -> Figure:
@@ -440,7 +652,7 @@ FIGURES = (
         title="no-op tasks a second, memory store",
         unit="/s",
         more_is_better=True,
-        is_of_stores=True,
+        part="stores",
     ),
     *(
         Figure(
@@ -450,7 +662,7 @@ FIGURES = (
             unit="/s",
             more_is_better=True,
             is_pictured=True,
-            is_of_stores=True,
+            part="stores",
         )
         for measurement, title in (
             ("sqlite-store", "sqlite store"),
@@ -464,7 +676,7 @@ FIGURES = (
             key=f"{alias}_p50_us",
             title=title,
             unit="µs",
-            is_of_stores=True,
+            part="stores",
         )
         for alias, title in (
             ("memory", "enqueue into the memory store: p50"),
@@ -479,7 +691,7 @@ FIGURES = (
             key=f"{percentile}_ms",
             title=title,
             unit="ms",
-            is_of_stores=True,
+            part="stores",
         )
         for store, percentile, title in (
             (
@@ -499,8 +711,35 @@ FIGURES = (
         unit="%",
         more_is_better=True,
         is_pictured=True,
-        is_of_stores=True,
+        part="stores",
     ),
+    *(figure for threads in (4, 16) for figure in _cluster_figures(threads)),
+    *(
+        Figure(
+            measurement="cluster-memory",
+            key=f"resident_mb at {count}",
+            title=f"memory of the enqueuing process after {count:,} tasks",
+            unit="MB",
+            part="cluster",
+        )
+        for count in _TASKS_SO_FAR
+    ),
+    *(
+        Figure(
+            measurement="cluster-enqueue",
+            key=f"{state}_{percentile}_us",
+            title=title,
+            unit="µs",
+            part="cluster",
+        )
+        for state, percentile, title in (
+            ("running", "p50", "enqueue while the scheduler runs: p50"),
+            ("running", "p99", "enqueue while the scheduler runs: p99"),
+            ("stopped", "p50", "enqueue while the scheduler stands still: p50"),
+            ("stopped", "p99", "enqueue while the scheduler stands still: p99"),
+        )
+    ),
+    *(figure for level in LEVELS for figure in _level_figures(level)),
 )
 
 
@@ -578,4 +817,30 @@ TARGETS = (
     _target("database-store-postgresql", "per_s", "db", at_least=3),
     Target(measurement="sqlite-store-waking", key="p50_ms", at_most=25),
     Target(measurement="look-ups", key="found_percent", at_least=100),
+    _target("cluster-4", "per_s", "dask", at_least=0.8),
+    _target("cluster-16", "per_s", "dask", at_least=0.8),
+    Target(
+        measurement="cluster-memory",
+        key="resident_mb at 20000",
+        against="3",
+        against_key="resident_mb at 1000",
+        at_most=1.1,
+    ),
+    Target(
+        measurement="cluster-memory",
+        key="resident_mb at 20000",
+        against="3",
+        against_key="resident_mb at 10000",
+        at_most=1.05,
+    ),
+    *(
+        Target(
+            measurement="cluster-enqueue",
+            key=f"stopped_{percentile}_us",
+            against="3",
+            against_key=f"running_{percentile}_us",
+            at_most=1.5,
+        )
+        for percentile in ("p50", "p99")
+    ),
 )

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from .plan import MEASUREMENTS, Figure
+from . import how_far
+from .plan import MEASUREMENTS, Figure, Part
 from .results import Results, amount
 
 __all__ = ["as_markdown", "as_svg", "as_text", "write"]
@@ -18,9 +19,17 @@ _NAMES = {
     "2.0": "version 2.0",
     "bare": "bare executor",
     "db": "django-tasks-db",
+    "dask": "Dask's client",
+    "dask-uuid": "… keys that are UUIDs",
 }
 _CONTENDERS = tuple(_NAMES)
-_SHORT = {"2.0": "2.0", "bare": "bare", "db": "django-tasks-db"}
+_SHORT = {
+    "2.0": "2.0",
+    "bare": "bare",
+    "db": "django-tasks-db",
+    "dask": "Dask's client",
+    "dask-uuid": "that with UUIDs",
+}
 
 
 class _Section(NamedTuple):
@@ -32,18 +41,24 @@ class _Section(NamedTuple):
     title: str
 
 
-_SECTIONS = {
-    False: _Section(
+_SECTIONS: dict[Part, _Section] = {
+    "backends": _Section(
         "<!-- figures: written by make bench -->",
         "<!-- end of figures -->",
         "images/benchmarks.svg",
         "Version 3 beside 2.0 and the bare executors",
     ),
-    True: _Section(
+    "stores": _Section(
         "<!-- figures of the stores: written by make bench-stores -->",
         "<!-- end of the stores' figures -->",
         "images/benchmarks-stores.svg",
         "The stores beside each other and django-tasks-db",
+    ),
+    "cluster": _Section(
+        "<!-- figures of the cluster: written by make bench-cluster -->",
+        "<!-- end of the cluster's figures -->",
+        "images/benchmarks-cluster.svg",
+        "DaskBackend beside Dask's own client",
     ),
 }
 
@@ -72,17 +87,13 @@ def as_text(results: Results) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(results: Results, *, is_of_stores: bool) -> str:
+def as_markdown(results: Results, part: Part) -> str:
     """For the docs: where it was measured, the picture, and the tables."""
-    section = _SECTIONS[is_of_stores]
-    figures = _figures(results, is_of_stores=is_of_stores)
-    names = {figure.measurement for figure in figures}
-    most = max(each.repeats for each in MEASUREMENTS if each.name in names)
+    section = _SECTIONS[part]
+    figures = _figures(results, part)
     where = (
-        f"CPython {platform.python_version()}, Django {version('django')}, "
-        f"{platform.system()}, {os.cpu_count()} cores. Medians of up to {most} runs, "
-        "each in a process of its own, in turns; in parentheses the least and the "
-        "greatest ratio of the runs of one turn."
+        f"{_where(figures)}; in parentheses the least and the greatest ratio of the "
+        "runs of one turn."
     )
     lines = [where, "", f"![{section.title}]({section.picture})"]
     lines += ["", *_table(results, figures)]
@@ -94,8 +105,19 @@ def as_markdown(results: Results, *, is_of_stores: bool) -> str:
     return "\n".join(lines)
 
 
-def _figures(results: Results, *, is_of_stores: bool) -> list[Figure]:
-    return [each for each in results.figures() if each.is_of_stores is is_of_stores]
+def _where(figures: Sequence[Figure]) -> str:
+    """On what they were measured, and how."""
+    names = {figure.measurement for figure in figures}
+    most = max(each.repeats for each in MEASUREMENTS if each.name in names)
+    return (
+        f"CPython {platform.python_version()}, Django {version('django')}, "
+        f"{platform.system()}, {os.cpu_count()} cores. Medians of up to {most} runs, "
+        "each in a process of its own, in turns"
+    )
+
+
+def _figures(results: Results, part: Part) -> list[Figure]:
+    return [each for each in results.figures() if each.part == part]
 
 
 def _table(results: Results, figures: Sequence[Figure]) -> list[str]:
@@ -117,21 +139,31 @@ def _table(results: Results, figures: Sequence[Figure]) -> list[str]:
 
 
 def write(results: Results, docs: Path) -> None:
-    """Put the tables into the docs' page, between their marks, and the pictures."""
+    """Put the tables into the docs' pages, between their marks, and the pictures."""
     page = docs / "benchmarks.md"
-    for is_of_stores, section in _SECTIONS.items():
-        figures = _figures(results, is_of_stores=is_of_stores)
+    for part, section in _SECTIONS.items():
+        figures = _figures(results, part)
         if not figures:
             continue
-        before, begin, rest = page.read_text().partition(section.begin)
-        _, end, after = rest.partition(section.end)
-        if not begin or not end:
-            raise SystemExit(f"{page} has no {section.begin} and {section.end}.")
         picture = docs / section.picture
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_text(as_svg(results, figures))
-        tables = as_markdown(results, is_of_stores=is_of_stores)
-        page.write_text(f"{before}{begin}\n\n{tables}\n\n{end}{after}")
+        _replace(page, section.begin, section.end, as_markdown(results, part))
+    figures = _figures(results, "levels")
+    if figures:
+        page = docs / "how-far-it-goes.md"
+        for mark, text in how_far.passages(results, f"{_where(figures)}.").items():
+            begin = f"<!-- {mark}: written by make bench-levels -->"
+            _replace(page, begin, f"<!-- end of {mark} -->", text)
+
+
+def _replace(page: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks."""
+    before, begun, rest = page.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise SystemExit(f"{page} has no {begin} and {end}.")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 _WIDTH = 760
@@ -147,10 +179,12 @@ _STYLE = """
     .better, .who { fill: #57606a; }
     .c3 { fill: #1a7f5a; } .c20 { fill: #c9812b; } .cbare { fill: #8c959f; }
     .cdb { fill: #7a6fc0; }
+    .cdask { fill: #8c959f; } .cdask-uuid { fill: #b0b7be; }
     @media (prefers-color-scheme: dark) {
       text { fill: #e6edf3; } .better, .who { fill: #9da7b1; }
       .c3 { fill: #3fb98a; } .c20 { fill: #dba15a; } .cbare { fill: #6e7681; }
       .cdb { fill: #a79ce8; }
+      .cdask { fill: #6e7681; } .cdask-uuid { fill: #545b64; }
     }
 """
 

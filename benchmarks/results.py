@@ -104,6 +104,7 @@ _POSSESSIVES = {
     "2.0": "2.0's",
     "bare": "the bare executor's",
     "db": "django-tasks-db's",
+    "dask": "that of Dask's own client",
 }
 
 
