@@ -18,7 +18,7 @@ from django_tasks_local import task
 def double(number: int) -> int:
     return 2 * number
 """
-DEVELOPMENT_ONLY = ("hypothesis", "mypy", "pytest", "trio", "uvicorn")
+DEVELOPMENT_ONLY = ("distributed", "hypothesis", "mypy", "pytest", "trio", "uvicorn")
 
 
 def main() -> None:
@@ -38,6 +38,9 @@ def main() -> None:
     django.setup()
 
     import django_tasks_local
+
+    (finding,) = django_tasks_local.DaskBackend("dask", {}).check()
+    assert "django-tasks-local[dask]" in str(finding.hint), finding
 
     home = Path(django_tasks_local.__file__)
     assert home.is_relative_to(sys.prefix), f"not the installed package: {home}"
