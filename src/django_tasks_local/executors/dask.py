@@ -24,7 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..errors import ClusterUnreachable, TaskCancelled
 from ..identity import new_result_id
-from ..logs import log_warning
+from ..logs import log_exception, log_warning
 from ..options import LocalOptions, default_process_count, is_count
 from ..protocols import WorkerHost
 from ..records import Call, Interruption, Outcome, Record, Timestamp
@@ -71,6 +71,7 @@ _INTERVAL_S = 0.01
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _END_S = 1.0
+_FAILED = "TASKS[%r]: what goes to the Dask scheduler has failed"
 _NOBODY = "dask"  # as a worker's address, where none is known
 _SHUT_DOWN = "Its alias was shut down before the task could run."
 _SHUT_DOWN_MEANWHILE = "Its alias was shut down before the task came to its end."
@@ -241,7 +242,10 @@ class DaskExecutor:
             while not self._is_at_end():
                 if await self._connect(dask):
                     pause_s = _FIRST_PAUSE_S
-                    await self._serve()
+                    try:
+                        await self._serve()
+                    except Exception:  # Dask's: the thread must go on
+                        log_exception(_FAILED, self._host.alias)
                     if not self._is_at_end():
                         self._why = "the connection was lost"
                         self._tell_outage()
@@ -380,7 +384,13 @@ class DaskExecutor:
             batches.setdefault(priority, []).append((call, key, payload))
         for priority, batch in batches.items():
             payloads = [(key, payload) for _, key, payload in batch]
-            futures = connection.submit(payloads, priority=priority)
+            try:
+                futures = connection.submit(payloads, priority=priority)
+            except Exception as err:  # Dask's: mostly that the connection is gone
+                self._why = str(err) or type(err).__name__
+                self._inbox.extend(call for call, _, _ in batch)
+                self._is_lost = True
+                continue
             for (call, key, _), future in zip(batch, futures, strict=True):
                 call.key, call.future = key, future
                 self._by_key[key] = call
@@ -491,7 +501,8 @@ class DaskExecutor:
         self._by_key.pop(call.key, None)
         future, call.future = call.future, None
         if future is not None:
-            future.release()
+            with suppress(Exception):  # its client is closed
+                future.release()
 
     def _end(self, call: "_Call", outcome: Outcome) -> None:
         with self._lock:  # past this it cannot be interrupted
