@@ -230,6 +230,31 @@ class TestOwnCluster:
         assert done.stdout.startswith("8 tls://127.0.0.1:")
 
 
+class TestDeployment:
+    def test_what_cannot_be_read_counts_for_nothing(
+        self, run_script: RunScript
+    ) -> None:
+        code = """
+            from pathlib import Path
+            from tests.small_project import configure
+
+            configure(INSTALLED_APPS=["shop"])
+            from django_tasks_local.executors.deployment import this_deployment
+
+            seen = this_deployment()
+            this_deployment.cache_clear()
+            Path("shop/.#models.py").symlink_to("nowhere")
+            Path("shop/directory.py").mkdir()
+            assert this_deployment() == seen
+            this_deployment.cache_clear()
+            Path("shop/tasks.py").write_text("OTHER = 1")
+            assert "another version of the project" in str(
+                seen.difference_from(this_deployment())
+            )
+        """
+        run_script(code, files={"shop/__init__.py": "", "shop/tasks.py": ""})
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         "options, message",

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
+from django.tasks.signals import task_started
 
 from django_tasks_local import (
     ClusterUnreachable,
@@ -99,6 +101,40 @@ class TestWorkers:
             assert handle.worker_ids == [first, *(workers.keys() - {first})]
             assert [error.exception_class_path for error in handle.errors] == [LOST]
         assert len(lines(path)) == 2
+
+    def test_one_that_dies_while_its_start_is_saved_has_used_up_an_attempt(
+        self, own: DaskCluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        has_begun, goes_on = threading.Event(), threading.Event()
+
+        def hear(**_: object) -> None:
+            has_begun.set()
+            goes_on.wait(LONG_S)
+
+        scheduler = own.start_scheduler()
+        workers: dict[str, DaskProcess] = {}
+        for _ in range(2):
+            worker, address = own.start_worker(threads=1)
+            workers[address] = worker
+        path = tmp_path / "begun"
+        task_started.connect(hear)
+        try:
+            with on(own.address):
+                handle = note_and_hold_twice.using(backend=ALIAS).enqueue(
+                    str(path), gate.port
+                )
+                assert has_begun.wait(LONG_S)
+                workers[find_worker(handle)].kill()
+                scheduler.wait_for_line(r"(Remove worker)")
+                goes_on.set()
+                visitor = gate.next_visitor()
+                visitor.let_go()
+                assert handle.wait(LONG_S) == int(visitor.name)
+                assert handle.attempts == 2
+                assert [each.exception_class_path for each in handle.errors] == [LOST]
+        finally:
+            task_started.disconnect(hear)
+        assert len(lines(path)) == 1
 
     def test_one_that_joins_takes_what_waits_and_one_that_leaves_does_not(
         self, own: DaskCluster, gate: Gate

@@ -37,6 +37,7 @@ class Client:
     status: Literal["running", "connecting", "closing", "closed", "newly-created"]
     id: str
     scheduler: _Scheduler
+    scheduler_comm: object
     def __init__(
         self,
         address: str | LocalCluster,

@@ -30,6 +30,7 @@ from ..protocols import WorkerHost
 from ..records import Call, Interruption, Outcome, Record, Timestamp
 from ..worker import error_record, is_async, lost_outcome, stopped_outcome
 from .dask_messages import (
+    Answer,
     Ask,
     Begin,
     BootFailed,
@@ -39,6 +40,8 @@ from .dask_messages import (
     Payload,
     Refused,
     ToWorker,
+    Unanswered,
+    Wait,
     pack,
     pack_payload,
     unpack_from_worker,
@@ -68,12 +71,14 @@ __all__ = ["DaskExecutor"]
 
 _LOOK_S = 1.0
 _INTERVAL_S = 0.01
+_HANDED_IN_TIMES = 3
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _END_S = 1.0
 _FAILED = "TASKS[%r]: what goes to the Dask scheduler has failed"
 _NOBODY = "dask"  # as a worker's address, where none is known
 _SHUT_DOWN = "Its alias was shut down before the task could run."
+_BROKEN = "What goes to the Dask scheduler has failed; the log of its process says how."
 _SHUT_DOWN_MEANWHILE = "Its alias was shut down before the task came to its end."
 
 
@@ -162,15 +167,14 @@ class DaskExecutor:
 
     def check_reachable(self) -> None:
         """Raise ClusterUnreachable where the cluster has been away for too long."""
-        since, timeout_s = self._unreachable_since, self._options.cluster
-        if since is None:
-            return
+        since, options = self._unreachable_since, self._options.cluster
+        if since is None or (options.address is None and not self._is_told):
+            return  # one's own may take long to start
         away_s = time.monotonic() - since
-        if away_s > timeout_s.connect_timeout_s:
+        if away_s > options.connect_timeout_s:
             raise ClusterUnreachable(
-                f"TASKS[{self._host.alias!r}]: the Dask scheduler at "
-                f"{self._options.cluster.address} has not been reached for "
-                f"{away_s:.0f} s ({self._why}), and no task is taken until it is."
+                f"TASKS[{self._host.alias!r}]: {self._scheduler} has not been reached "
+                f"for {away_s:.0f} s ({self._why}), and no task is taken until it is."
             )
 
     def interrupt(
@@ -196,6 +200,7 @@ class DaskExecutor:
         """The task was cancelled: a call that has not begun need not do so."""
         call = self._calls.get(result_id)
         if call is not None:
+            call.is_withdrawn = True  # where there is no loop yet
             self._call_soon(self._withdraw, call)
 
     def shutdown(self, *, timeout_s: float) -> None:
@@ -230,11 +235,21 @@ class DaskExecutor:
 
             this_deployment()
             asyncio.run(self._main(dask_cluster))
+        except BaseException:  # the next call starts another thread
+            log_exception(_FAILED, self._host.alias)
         finally:
-            for call in list(self._calls.values()):
-                self._end(call, lost_outcome(call.id, _SHUT_DOWN_MEANWHILE))
+            with self._lock:  # past this a call finds no thread, or was seen here
+                self._thread = self._loop = self._connection = None
+                calls = list(self._calls.values())
+                self._inbox.clear()
+            for call in calls:
+                reason = _SHUT_DOWN_MEANWHILE if self._ends_at else _BROKEN
+                call.is_starting = False
+                self._end(call, lost_outcome(call.id, reason))
 
     async def _main(self, dask: ModuleType) -> None:
+        self._changed = asyncio.Event()  # this loop's, where one has failed before
+        self._is_lost = False
         self._loop = asyncio.get_running_loop()
         self._unreachable_since = time.monotonic()
         try:
@@ -258,6 +273,7 @@ class DaskExecutor:
                 follow.cancel()
             if self._own is not None:
                 await self._own.close()
+                self._own = None
 
     async def _rest(self, pause_s: float) -> None:
         """Wait so long, or until it is time to end."""
@@ -290,12 +306,16 @@ class DaskExecutor:
                 own=self._own,
                 take=self._take,
                 worker_left=self._worker_left,
+                lost=self._connection_lost,
             )
             await connection.open()
         except Exception as err:  # whatever Dask or the network raise: it is not there
             self._why = str(err) or type(err).__name__
             self._tell_outage()
             await self._hang_up()
+            if self._own is not None:  # the next time with another one
+                await self._own.close()
+                self._own = None
             return False
         self._is_lost = self._is_told = False
         self._unreachable_since = None
@@ -306,11 +326,22 @@ class DaskExecutor:
         if not self._is_told:
             self._is_told = True
             log_warning(
-                "TASKS[%r]: the Dask scheduler at %s cannot be reached: %s",
+                "TASKS[%r]: %s cannot be reached: %s",
                 self._host.alias,
-                self._options.cluster.address,
+                self._scheduler,
                 self._why,
             )
+
+    @property
+    def _scheduler(self) -> str:
+        address = self._options.cluster.address
+        if address is None:
+            return "the Dask cluster of this process's own"
+        return f"the Dask scheduler at {address}"
+
+    def _connection_lost(self) -> None:
+        self._is_lost = True
+        self._changed.set()
 
     async def _hang_up(self) -> None:
         """The connection is over: what has begun is lost, and what has not waits."""
@@ -371,6 +402,8 @@ class DaskExecutor:
         batches: dict[int, list[tuple[_Call, str, bytes]]] = {}
         while self._inbox:
             call = self._inbox.popleft()
+            if call.is_withdrawn:
+                self._withdraw(call)
             if call.is_over:
                 continue
             key = call.next_key()
@@ -383,21 +416,36 @@ class DaskExecutor:
             priority = call.call.record.task.priority
             batches.setdefault(priority, []).append((call, key, payload))
         for priority, batch in batches.items():
-            payloads = [(key, payload) for _, key, payload in batch]
-            try:
-                futures = connection.submit(payloads, priority=priority)
-            except Exception as err:  # Dask's: mostly that the connection is gone
+            self._submit(connection, priority, batch)
+        return bool(batches)
+
+    def _submit(
+        self,
+        connection: "Connection",
+        priority: int,
+        batch: "Sequence[tuple[_Call, str, bytes]]",
+    ) -> None:
+        payloads = [(key, payload) for _, key, payload in batch]
+        try:
+            futures = connection.submit(payloads, priority=priority)
+        except Exception as err:  # Dask's
+            if not connection.is_open:
                 self._why = str(err) or type(err).__name__
                 self._inbox.extend(call for call, _, _ in batch)
-                self._is_lost = True
-                continue
-            for (call, key, _), future in zip(batch, futures, strict=True):
-                call.key, call.future = key, future
-                self._by_key[key] = call
-                follow = asyncio.create_task(self._follow(call, future))
-                self._follows.add(follow)
-                follow.add_done_callback(self._follows.discard)
-        return bool(batches)
+                self._connection_lost()
+            elif len(batch) == 1:
+                call, _, _ = batch[0]
+                self._end(call, Outcome(call.id, time.time(), None, error_record(err)))
+            else:  # it may be one of them only
+                for each in batch:
+                    self._submit(connection, priority, [each])
+            return
+        for (call, key, _), future in zip(batch, futures, strict=True):
+            call.key, call.future = key, future
+            self._by_key[key] = call
+            follow = asyncio.create_task(self._follow(call, future))
+            self._follows.add(follow)
+            follow.add_done_callback(self._follows.discard)
 
     def _payload(self, call: "_Call", key: str) -> bytes:
         run = run_message(
@@ -426,14 +474,23 @@ class DaskExecutor:
         if call.future is not future:  # it has come, or was handed in again
             return
         if future.status == "error":
+            if call.token is None and call.times_handed_in < _HANDED_IN_TIMES:
+                # Workers may have died of others that they were given with it.
+                self._take_back(call)
+                return
             text = f"Dask could not run the task: {type(error).__name__}: {error}"
             self._fail_to_begin(call, _NOBODY, lost_outcome(call.id, text))
         elif future.status == "finished":
+            answer: Answer = Unanswered()
             try:
                 answer = unpack_result(await future.result())
             except Exception as err:
-                text = f"What it returned could not be fetched.\n{err}"
-                answer = BootFailed(_NOBODY, text)
+                log_warning(
+                    "TASKS[%r]: what result %s returned could not be fetched: %s",
+                    self._host.alias,
+                    call.id,
+                    err,
+                )
             if call.future is future:
                 self._see(call, answer)
         elif self._connection is not None and self._connection.is_open:
@@ -443,10 +500,9 @@ class DaskExecutor:
             else:
                 self._lose(call, "Dask was told to forget the task")
         else:
-            self._is_lost = True
-            self._changed.set()
+            self._connection_lost()
 
-    def _see(self, call: "_Call", answer: Any) -> None:
+    def _see(self, call: "_Call", answer: Answer) -> None:
         match answer:
             case Outcome():
                 self._end(call, answer)
@@ -491,6 +547,9 @@ class DaskExecutor:
             self._end(call, stopped_outcome(call.id, TaskCancelled()))
 
     def _lose(self, call: "_Call", reason: str) -> None:
+        if call.is_starting:  # it has an attempt only when its start was saved
+            call.lost = reason
+            return
         ran_s = time.time() - call.began_at
         task = call.call.record.task
         text = f"{reason} while {call.worker} ran {task.path} for {ran_s:.3f} s."
@@ -522,8 +581,10 @@ class DaskExecutor:
     @staticmethod
     def _close_requests(call: "_Call", outcome: Outcome) -> None:
         assert call.requests is not None  # or this would not be asked for
-        call.requests.clear()
-        call.done(outcome)
+        try:
+            call.requests.clear()
+        finally:
+            call.done(outcome)
 
     # What the workers say.
 
@@ -563,15 +624,23 @@ class DaskExecutor:
             with self._lock:  # past this it can be interrupted
                 call.token, call.worker, call.began_at = token, worker, ask.at
             self._by_token[token] = call
+            call.is_starting = True
             self._call_host(partial(self._start, call, ask.at))
         elif call.beginning is not None:  # the answer was lost
             self._tell(call, call.beginning)
+        elif call.is_starting:
+            self._tell(call, Wait())
 
     def _start(self, call: "_Call", at: Timestamp) -> None:
-        record = self._host.started(call.id, worker_id=call.worker, at=at)
+        record = None
+        try:
+            record = self._host.started(call.id, worker_id=call.worker, at=at)
+        except BaseException:  # a host's that does not keep its promise
+            log_exception(_FAILED, self._host.alias)
         self._call_soon(self._answer, call, record)
 
     def _answer(self, call: "_Call", record: Record | None) -> None:
+        call.is_starting = False
         if call.is_over:
             self._send(call.worker, call.token or "", Decline())
         elif record is None:
@@ -581,6 +650,8 @@ class DaskExecutor:
             if self._host.is_cancel_requested(call.id):
                 record = record._replace(is_cancel_requested=True)
             call.beginning = Begin(record._replace(arguments=""))
+            if call.lost:
+                self._lose(call, call.lost)
             self._tell(call, call.beginning)
 
     def _tell(self, call: "_Call", message: ToWorker) -> None:
@@ -603,10 +674,16 @@ class DaskExecutor:
             function()
 
     def _in_thread(self, function: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                function()
+            except BaseException:  # as above: the thread has others to serve
+                log_exception(_FAILED, self._host.alias)
+
         try:
-            self._threads.submit(Work(function, function), is_errand=True)
+            self._threads.submit(Work(run, run), is_errand=True)
         except RuntimeError:  # no thread can be started: better so than never
-            function()
+            run()
 
     def _ask_host(self, call: "_Call", function: Callable[[], None]) -> None:
         """One after the other for each call, in a thread."""
@@ -624,15 +701,22 @@ class DaskExecutor:
                     call.is_asking = False
                     return
                 function = call.questions.popleft()
-            function()
+            try:
+                function()
+            except BaseException:  # a store's, or a host's: the next one may do
+                log_exception(_FAILED, self._host.alias)
 
     def _serve_task(self, call: "_Call", message: FromWorker) -> None:
         requests = call.requests
         assert requests is not None  # or this would not be asked for
         match message:
             case Request():
-                answer = requests.serve(message.request, call.context)
-                self._tell_soon(call, Reply(message.request_id, answer))
+                reply = call.replies.get(message.request_id)
+                if reply is None:  # it asks again where the reply was lost
+                    answer = requests.serve(message.request, call.context)
+                    reply = Reply(message.request_id, answer)
+                    call.replies[message.request_id] = reply
+                self._tell_soon(call, reply)
             case Watch():
                 requests.watch(message, partial(self._tell_soon, call))
             case Unwatch():
@@ -662,9 +746,13 @@ class _Call:
         "is_asking",
         "is_coroutine",
         "is_over",
+        "is_starting",
+        "is_withdrawn",
         "key",
+        "lost",
         "questions",
         "reason",
+        "replies",
         "requests",
         "times_handed_in",
         "token",
@@ -688,6 +776,13 @@ class _Call:
         self.beginning: Begin | None = None
         self.reason: Interruption | None = None
         self.is_over = False
+        self.is_withdrawn = False
+        self.is_starting = False
+        """Its start is being saved."""
+        self.lost = ""
+        """Why its worker is lost that was seen meanwhile."""
+        self.replies: dict[int, Reply] = {}
+        """To its task, which may ask for them again."""
         self.requests: TaskRequests | None = None
         self.questions = deque[Callable[[], None]]()
         self.is_asking = False

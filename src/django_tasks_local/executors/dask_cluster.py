@@ -78,6 +78,7 @@ class Connection:
         own: OwnCluster | None,
         take: Callable[[Sequence[Any]], None],
         worker_left: Callable[[str], None],
+        lost: Callable[[], None],
     ) -> None:
         self._options = options
         self._name = name
@@ -85,6 +86,8 @@ class Connection:
         self._own = own
         self._take_content = take
         self._worker_left = worker_left
+        self._lost = lost
+        self._comm: object = None
         self._client: Client | None = None
         self._outbox: list[tuple[str, str, bytes]] = []
         self._has_mail = asyncio.Event()
@@ -92,8 +95,17 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the scheduler is there, as far as is known."""
-        return self._client is not None and self._client.status == "running"
+        """Whether the scheduler is there, as far as is known.
+
+        A client that has lost it connects again by itself, to another one perhaps, and
+        without its subscriptions. That is another connection, and this one is over.
+        """
+        client = self._client
+        return (
+            client is not None
+            and client.status == "running"
+            and client.scheduler_comm is self._comm
+        )
 
     async def open(self) -> None:
         """Connect. Raises what tells why the scheduler cannot be reached."""
@@ -107,6 +119,7 @@ class Connection:
         )
         _open.add(client)
         await client
+        self._comm = client.scheduler_comm
         client.subscribe_topic(topic_of(self._session), self._take)
         client.subscribe_topic(_WORKERS, self._take_news)
         self._postman = asyncio.create_task(self._deliver())
@@ -148,20 +161,25 @@ class Connection:
 
     async def _deliver(self) -> None:
         """One event for all that has come together while the last was on its way."""
-        assert self._client is not None
-        while True:
-            await self._has_mail.wait()
-            self._has_mail.clear()
-            mail, self._outbox = self._outbox, []
-            if not mail:
-                continue
-            try:
-                await self._client.scheduler.log_event(
-                    topic=list({worker for worker, _, _ in mail}),
-                    msg=event_down([(token, packed) for _, token, packed in mail]),
-                )
-            except OSError:  # the connection is lost, which others see too
-                return
+        try:
+            while True:
+                await self._has_mail.wait()
+                self._has_mail.clear()
+                mail, self._outbox = self._outbox, []
+                if mail:
+                    await self._send(
+                        {worker for worker, _, _ in mail},
+                        event_down([(token, packed) for _, token, packed in mail]),
+                    )
+        except Exception:  # Dask's, or the network's
+            self._lost()  # what was not delivered is answered by nobody
+
+    async def _send(self, workers: set[str], message: list[object]) -> None:
+        assert self._client is not None  # as it is open
+        try:
+            await self._client.scheduler.log_event(topic=list(workers), msg=message)
+        except OSError:  # of one of several connections, which can be made anew
+            await self._client.scheduler.log_event(topic=list(workers), msg=message)
 
     def _take(self, event: tuple[float, Any]) -> None:
         content = content_of(event)
@@ -181,9 +199,10 @@ class Connection:
             self._postman.cancel()
         client = self._client
         if client is not None:
-            with suppress(Exception):  # it is lost, whatever Dask says
-                for topic in (topic_of(self._session), _WORKERS):
+            for topic in (topic_of(self._session), _WORKERS):
+                with suppress(Exception):  # it is lost, whatever Dask says
                     client.unsubscribe_topic(topic)
+            with suppress(Exception):  # likewise
                 await asyncio.wait_for(client.close(), _CLOSE_S)
             _open.discard(client)
 

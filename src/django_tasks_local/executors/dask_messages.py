@@ -28,6 +28,7 @@ __all__ = [
     "Sent",
     "ToWorker",
     "Unanswered",
+    "Wait",
     "content_of",
     "event_down",
     "event_up",
@@ -86,6 +87,10 @@ class Begin(NamedTuple):
     record: Record
 
 
+class Wait(NamedTuple):
+    """The answer comes, but takes long."""
+
+
 class Decline(NamedTuple):
     """Nothing more is wanted of the call."""
 
@@ -96,7 +101,7 @@ class Interrupt(NamedTuple):
     reason: Interruption
 
 
-type ToWorker = Begin | Decline | Interrupt | Reply | Watched
+type ToWorker = Begin | Wait | Decline | Interrupt | Reply | Watched
 
 
 # What the Dask task returns.

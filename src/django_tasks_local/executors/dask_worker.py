@@ -59,6 +59,7 @@ from .dask_messages import (
     Sent,
     ToWorker,
     Unanswered,
+    Wait,
     content_of,
     event_down,
     event_up,
@@ -145,10 +146,24 @@ def _is_set_up() -> bool:
     return apps.ready
 
 
+class _NotSetUpError(Exception):
+    """What went wrong before: Django cannot be set up a second time."""
+
+
+_failure: str | None = None
+
+
 def _set_up(payload: Payload) -> None:
+    global _failure
     with _setting_up:  # several calls may be the first
+        if _failure is not None:
+            raise _NotSetUpError(_failure)
         if not _is_set_up():
-            _set_up_project(payload)
+            try:
+                _set_up_project(payload)
+            except BaseException:
+                _failure = traceback.format_exc()
+                raise
     this_deployment()
 
 
@@ -235,6 +250,7 @@ class _Call:
             asyncio.get_running_loop().create_future()
         )
         self._arrival = threading.Condition()
+        self._has_to_wait = False
         self._is_cancelled = False
         self._is_given_up = False
         self._interruption: Interruption | None = None
@@ -259,13 +275,15 @@ class _Call:
         return pack_result(Sent())
 
     async def _ask(self, at: Timestamp) -> Record | Decline | None:
-        for _ in range(_ASK_TIMES):
+        asked = 0
+        while asked < _ASK_TIMES and self._is_wanted():
+            asked += 1
             self._send(Ask(self._payload.key, at))
             await asyncio.wait([self._beginning], timeout=_ASK_AGAIN_S)
             if self._beginning.done():
                 return self._beginning.result()
-            if not self._is_wanted():
-                break
+            if self._has_to_wait:
+                self._has_to_wait, asked = False, 0
         return None
 
     async def _in_thread(self, beginning: Record, run: Run) -> Outcome:
@@ -328,6 +346,8 @@ class _Call:
         match message:
             case Begin():
                 self._begin(message.record)
+            case Wait():
+                self._has_to_wait = True
             case Decline():
                 self._begin(message)
                 self._is_given_up = True
@@ -363,17 +383,20 @@ class _Call:
     # What the task asks of the process that it comes from.
 
     def request(self, request: records.Request, /) -> Record | Enqueued | bool:
-        request_id = next(self._ids)
-        self._send(Request(request_id, request))
-        with self._arrival:
-            while request_id not in self._replies:
-                if self._is_given_up or not (
-                    self._arrival.wait(_ASK_AGAIN_S) or self._is_wanted()
-                ):
-                    raise EOFError(
-                        "The process that this task comes from has left the cluster."
-                    )
-            answer = self._replies.pop(request_id)
+        message = Request(next(self._ids), request)
+        answer = None
+        while answer is None:
+            if self._is_given_up or not self._is_wanted():
+                raise EOFError(
+                    "The process that this task comes from has left the cluster."
+                )
+            self._send(message)  # again: it knows by the id what it has answered
+            with self._arrival:
+                self._arrival.wait_for(
+                    lambda: message.request_id in self._replies or self._is_given_up,
+                    timeout=_ASK_AGAIN_S,
+                )
+                answer = self._replies.pop(message.request_id, None)
         if isinstance(answer, Refusal):
             raise as_exception(answer)
         return answer

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,7 +60,9 @@ def this_deployment() -> Deployment:
     digest = hashlib.sha256()
     for name, path in sorted(_sources()):
         digest.update(name.encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        # One that cannot be read was not imported either.
+        with suppress(OSError):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return Deployment(library, django.get_version(), digest.hexdigest())
 
 
@@ -67,7 +70,8 @@ def _sources() -> Iterator[tuple[str, Path]]:
     """Each with a name that is the same wherever it was deployed."""
     for config in apps.get_app_configs():
         root = Path(config.path)
-        is_ours = config.name.partition(".")[0] == __name__.partition(".")[0]
-        if not is_ours and _INSTALLED.isdisjoint(root.parts):
+        if config.name.partition(".")[0] != __name__.partition(".")[0]:
             for path in root.rglob("*.py"):
-                yield f"{config.name}/{path.relative_to(root).as_posix()}", path
+                if path.is_file() and _INSTALLED.isdisjoint(path.parts):
+                    name = path.relative_to(root).as_posix()
+                    yield f"{config.name}/{name}", path
