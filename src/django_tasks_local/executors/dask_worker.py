@@ -288,9 +288,11 @@ class _Call:
 
     async def _in_thread(self, beginning: Record, run: Run) -> Outcome:
         record = beginning._replace(arguments=run.record.arguments)
+        context = copy_context()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._channel.threads, copy_context().run, self._run, record, run
+                self._channel.threads,
+                lambda: context.run(self._run, record, run),
             )
         except RuntimeError as err:  # the worker ends
             return lost_outcome(record.id, str(err))
