@@ -10,6 +10,7 @@ import asyncio
 import os
 import pickle
 import secrets
+import sys
 import threading
 import time
 import traceback
@@ -98,9 +99,10 @@ _LONGEST_EVENT = 10_000
 def dask_setup(worker: Worker) -> None:
     """Called by Dask where this module is preloaded: sets Django up.
 
-    Raises what the project's set-up raises, and the worker does not start.
+    Raises what the project's set-up raises, which Dask logs; the worker starts anyway.
     """
     if not apps.ready:
+        _see_directory()
         django.setup()
     this_deployment()  # before anybody deploys something else
 
@@ -167,10 +169,17 @@ def _set_up(payload: Payload) -> None:
     this_deployment()
 
 
+def _see_directory() -> None:
+    """Import from the directory that the worker was started in, as manage.py does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def _set_up_project(payload: Payload) -> None:
     if payload.project is not None:
         see_project(pickle.loads(payload.project))
         return
+    _see_directory()
     is_named = django_settings.configured or os.environ.get(ENVIRONMENT_VARIABLE)
     if not is_named and payload.settings_module is not None:
         os.environ[ENVIRONMENT_VARIABLE] = payload.settings_module
