@@ -25,11 +25,12 @@ def our_threads() -> list[threading.Thread]:
 
 def join_new_threads(before: set[threading.Thread]) -> None:
     """Block until those of the library's threads have ended that were not there."""
-    for thread in set(our_threads()) - before:
-        # It may just be being started, and cannot be joined before it is.
-        started: threading.Event = thread._started  # type: ignore[attr-defined]
-        started.wait(10)
-        thread.join(10)
+    for _ in range(3):  # one that ends may have started another in its place
+        for thread in set(our_threads()) - before:
+            # It may just be being started, and cannot be joined before it is.
+            started: threading.Event = thread._started  # type: ignore[attr-defined]
+            started.wait(10)
+            thread.join(10)
 
 
 def descendants(pid: int | None = None) -> set[int]:
