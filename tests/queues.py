@@ -14,8 +14,10 @@ import psycopg
 import pytest
 import redis
 from django.conf import settings
+from django.contrib import admin
 from django.core.management import call_command
 from django.db import connections
+from django.db.models import Model
 from django.test import override_settings
 from psycopg.sql import SQL, Identifier
 
@@ -55,6 +57,7 @@ class Queue(NamedTuple):
                 )
                 connections.settings[alias] = configured[alias]
                 stack.callback(_forget_database, alias)
+            stack.callback(_unregister_all_but, set(admin.site._registry))
             stack.enter_context(
                 override_settings(
                     INSTALLED_APPS=[*settings.INSTALLED_APPS, *self.apps],
@@ -125,6 +128,12 @@ def start_manage(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def _unregister_all_but(models: set[type[Model]]) -> None:
+    """Have the admin forget the models of apps that are not installed any more."""
+    for model in set(admin.site._registry) - models:
+        admin.site.unregister(model)
 
 
 def _forget_database(alias: str) -> None:

@@ -406,7 +406,7 @@ class DaskExecutor:
                 self._withdraw(call)
             if call.is_over:
                 continue
-            key = call.next_key()
+            key = call.next_key(self._session)
             try:
                 payload = self._payload(call, key)
             except Exception as err:  # a value's own code
@@ -787,17 +787,18 @@ class _Call:
         self.questions = deque[Callable[[], None]]()
         self.is_asking = False
 
-    def next_key(self) -> str:
+    def next_key(self, session: str) -> str:
         """Dask's name for it, which it has once.
+
+        Another process may have handed in the same task, which Dask has not forgotten
+        yet though that process has died.
 
         By what stands before the id Dask groups what it knows of tasks; of the ids
         alone each would be a group of its own, for ever.
         """
         self.times_handed_in += 1
-        key = f"{self.call.record.task.path}-{self.id}"
-        if self.attempt > 1 or self.times_handed_in > 1:
-            key += f"-{self.attempt}.{self.times_handed_in}"
-        return key
+        number = f"{session[:8]}.{self.attempt}.{self.times_handed_in}"
+        return f"{self.call.record.task.path}-{self.id}-{number}"
 
 
 def _number(given: Mapping[str, object], name: str, default: int) -> int:
