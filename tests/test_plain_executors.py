@@ -232,8 +232,12 @@ class TestAnAlias:
         self, one_pool: None, configure: Configure
     ) -> None:
         configure("cpu", EXECUTOR=f"{PLAIN}kept", CONTEXT=["tests.tasks.colour"])
-        colour.set("blue")
-        assert see_colour.using(backend="cpu").enqueue().wait(LONG_S) == "blue"
+        token = colour.set("blue")
+        try:
+            handle = see_colour.using(backend="cpu").enqueue()
+        finally:
+            colour.reset(token)
+        assert handle.wait(LONG_S) == "blue"
 
     def test_metadata_comes_with_the_end(self, alias: str) -> None:
         handle = note_and_report.using(backend=alias, metadata={"given": 1}).enqueue()
@@ -303,8 +307,12 @@ class TestAnAlias:
         self, configure: Configure
     ) -> None:
         configure("default", EXECUTOR=f"{PLAIN}threads", MAX_WORKERS=2)
-        colour.set("blue")
-        assert see_colour.enqueue().wait(LONG_S) == "blue"
+        token = colour.set("blue")
+        try:
+            handle = see_colour.enqueue()
+        finally:
+            colour.reset(token)
+        assert handle.wait(LONG_S) == "blue"
         assert nest.enqueue(["default"], 5).wait(LONG_S) == 5
 
 
