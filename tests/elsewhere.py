@@ -1,6 +1,7 @@
 """Another process, with which the tests' own shares a store."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -97,6 +98,10 @@ class OtherProcess:
     def serve(self) -> None:
         """Have it look after the tasks of processes that have ended."""
         self._ask("", 0, (), None)
+
+    def stop(self) -> None:
+        """It does nothing any more, until it is killed."""
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """It ends at once."""

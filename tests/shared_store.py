@@ -161,11 +161,10 @@ class OwnedStore(SharedStore):
     def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
         super().__init__(options, alias=alias)
         path = str(options.store_options["PATH"])
-        self._ownership = LockFiles(Path(f"{path}-owners"))
+        self.ownership: LockFiles = self._files_in(Path(f"{path}-owners"))
 
-    @property
-    def ownership(self) -> LockFiles:
-        return self._ownership
+    def _files_in(self, directory: Path) -> LockFiles:
+        return LockFiles(directory)
 
     def owners(self) -> Sequence[str]:
         return list({record.owner for record in self.unfinished()})
@@ -184,6 +183,29 @@ class OwnedStore(SharedStore):
         with self._lock:
             (number,) = self._db.execute("PRAGMA data_version").fetchone()
         return int(number)
+
+
+class SlowToLeave(OwnedStore):
+    """One whose owners need as long to leave as the test wants."""
+
+    ownership: "SlowFiles"
+
+    @override
+    def _files_in(self, directory: Path) -> "SlowFiles":
+        return SlowFiles(directory)
+
+
+class SlowFiles(LockFiles):
+    def __init__(self, directory: Path, /) -> None:
+        super().__init__(directory)
+        self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+
+    @override
+    def release(self, owner: str, /) -> None:
+        self.has_begun.set()
+        self.may_end.wait()
+        super().release(owner)
 
 
 class CountingStore(SharedStore):

@@ -14,6 +14,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import connections, transaction
+from django.db.models import Model
 from django.db.models.functions import Now
 from django.tasks import TaskResult, TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
@@ -375,11 +376,12 @@ class TestRows:
 
 
 class Broken:
-    """A database whose table of results is away for a while."""
+    """A database one of whose tables is away for a while."""
 
-    def __init__(self, using: str) -> None:
+    def __init__(self, using: str, model: type[Model] = StoredResult) -> None:
         self._using = using
-        self._table = StoredResult._meta.db_table
+        self._model = model
+        self._table = model._meta.db_table
 
     def __enter__(self) -> None:
         self._rename(self._table, "away")
@@ -389,7 +391,7 @@ class Broken:
 
     def _rename(self, before: str, after: str) -> None:
         with connections[self._using].schema_editor() as editor:
-            editor.alter_db_table(StoredResult, before, after)
+            editor.alter_db_table(self._model, before, after)
 
 
 class TestFaults:
@@ -577,3 +579,15 @@ class TestLeases:
         here.release(me)
         assert not rows.exists()
         assert not tmp_path.exists()
+
+    def test_a_row_that_cannot_be_removed_keeps_nobody_alive(
+        self, using: str, tmp_path: Path
+    ) -> None:
+        here, same = (self.make(using, tmp_path, lease_s=60.0) for _ in "ab")
+        owner = new_owner()
+        same.hold(owner)
+        with Broken(using, OwnerLease), pytest.raises(StoreError):
+            same.release(owner)
+        assert OwnerLease.objects.using(using).filter(owner=owner).exists()
+        assert not here.is_alive(owner)
+        here.bury(owner)

@@ -1,8 +1,11 @@
 """Tasks outlive the processes that run them: adopted, cancelled and seen by others."""
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +18,8 @@ from django.test import override_settings
 
 from django_tasks_local import LocalTaskResult, TaskCancelled, TaskFailed, WorkerLost
 from django_tasks_local.errors import path_of
-from django_tasks_local.state import shutdown_executor
+from django_tasks_local.recovery import Recovery
+from django_tasks_local.state import drain, get_executor_state, shutdown_executor
 
 from .conftest import RunScript
 from .elsewhere import OtherProcess
@@ -28,6 +32,7 @@ from .recovering_tasks import (
     sleep_for_ever,
     tell_and_hold,
 )
+from .shared_store import SlowToLeave
 from .tasks import add, hold, own_pid
 
 THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
@@ -343,6 +348,61 @@ class TestCancellingElsewhere:
             handle = find(result_id)
             assert handle.cancel(wait=True)
             assert handle.status is FAILED
+
+    def test_what_its_owner_cannot_stop_any_more_is_stopped(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            running = other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            waiting, later = other.enqueue(add, 1, 2), other.enqueue(add, 3, 4)
+            other.stop()  # it lives, but does nothing
+            share(setting_of(path))
+            handles = [find(each) for each in (running, waiting, later)]
+            for handle in handles[:2]:
+                assert handle.cancel()
+            other.kill()
+            for handle, error in zip(
+                handles, (WorkerLost, TaskCancelled), strict=False
+            ):
+                handle.join(LONG_S)
+                assert handle.errors[-1].exception_class_path == path_of(error)
+            assert find(later).status is READY  # this process does not serve
+
+
+class TestLeaving:
+    @pytest.mark.parametrize(
+        "leave", [partial(shutdown_executor, ALIAS), drain], ids=["alias", "process"]
+    )
+    def test_waits_for_another_thread_that_has_begun_to_leave(
+        self, path: Path, share: Open, leave: Callable[[], None]
+    ) -> None:
+        """The process would end else, and leave half of what says that it lives."""
+        share(setting_of(path, STORE="tests.shared_store.SlowToLeave"))
+        assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+        store = get_executor_state(ALIAS).store
+        assert isinstance(store, SlowToLeave)
+        leave_behind = partial(shutdown_executor, ALIAS, wait=False)
+        first, second = (
+            threading.Thread(target=each) for each in (leave_behind, leave)
+        )
+        first.start()
+        assert store.ownership.has_begun.wait(LONG_S)
+        second.start()
+        while second.is_alive() and not is_in(second, Recovery.release):
+            pass
+        assert second.is_alive()
+        store.ownership.may_end.set()
+        for thread in (first, second):
+            thread.join(LONG_S)
+            assert not thread.is_alive()
+
+
+def is_in(thread: threading.Thread, function: Callable[..., object]) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 class TestSeenElsewhere:

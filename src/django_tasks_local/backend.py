@@ -316,8 +316,12 @@ class FuturesBackend(BaseTaskBackend):
         return self.get_result(result_id)
 
     def get_records(self, result_ids: Sequence[str], /) -> Mapping[str, Record]:
-        """What this process's store has of these, by id; with a single look-up."""
-        return self.state.store.get(result_ids)
+        """What this process's store has of these, by id; with a single look-up.
+
+        For whoever waits for them: what was to be cancelled by a process that has died
+        is cancelled by this one.
+        """
+        return self.state.look_up(result_ids)
 
     def store_version(self) -> int | None:
         """Another number once another process has changed a result.

@@ -215,6 +215,10 @@ class Dispatcher(WorkerHost):
         if job is not None and not job.record.is_cancel_requested:
             self.cancel(job)
 
+    def save_missed(self) -> None:
+        """Save the ends that a store that failed has missed. Raises what it raises."""
+        self._records.save_missed()
+
     def see_to_own(self, *, owner: str) -> None:
         """Mend what a store that failed, or a lost connection, has left of its tasks.
 
@@ -223,7 +227,7 @@ class Dispatcher(WorkerHost):
         and of the hooks of a transaction one that raises keeps the later ones from
         being called. Raises what the store raises.
         """
-        self._records.save_missed()
+        self.save_missed()
         if self._slots.settle():  # nobody tells of those that were abandoned
             self._close()
             return

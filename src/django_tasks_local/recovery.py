@@ -54,6 +54,13 @@ class TaskOwner(Protocol):
         """Another process wants one of its own tasks to stop."""
         ...
 
+    def save_missed(self) -> None:
+        """Save the ends that the store has failed to save.
+
+        Raises what the store raises.
+        """
+        ...
+
     def see_to_own(self, *, owner: str) -> None:
         """Mend what a store that failed has left of its own tasks.
 
@@ -73,6 +80,8 @@ class Recovery:
         self._owner = owner
         self._tasks = tasks
         self._lock = threading.Lock()
+        # Held while somebody leaves: who comes second may be about to end the process.
+        self._leaving = threading.Lock()
         # Of two that adopt one task in one process at once, the one that loses would
         # take the other's away. Held while a store is waited for, by nobody who holds
         # another lock.
@@ -139,20 +148,24 @@ class Recovery:
         self._timer.end()
 
     def release(self) -> None:
-        """Leave what is unfinished to others. May be called twice."""
+        """Leave what is unfinished to others. A second call waits for the first."""
         self.end()
-        with self._lock:
-            self._has_ended = True
-            is_held, self._is_held = self._is_held, False
-        if is_held:
-            for leave in (
-                partial(self._tasks.see_to_own, owner=self._owner),
-                partial(self._store.ownership.release, self._owner),
-            ):
-                try:
-                    leave()
-                except Exception:  # a store's
-                    log_exception("TASKS[%r]: leaving %s", self._alias, self._owner)
+        with self._leaving:
+            with self._lock:
+                self._has_ended = True
+                is_held, self._is_held = self._is_held, False
+            if is_held:
+                self._leave()
+
+    def _leave(self) -> None:
+        for leave in (
+            self._tasks.save_missed,
+            partial(self._store.ownership.release, self._owner),
+        ):
+            try:
+                leave()
+            except Exception:  # a store's
+                log_exception("TASKS[%r]: leaving %s", self._alias, self._owner)
 
     def _adopt_from(self, owner: str) -> int:
         count = 0

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -178,18 +178,15 @@ class ExecutorState:
                 raise TaskResultDoesNotExist(self._explain_unknown(result_id))
             if record.is_finished:
                 return False
-            # Its owner sees to it when it sees the request.
+            # Its owner sees to it when it sees the request. Should that die before it
+            # has, somebody does who looks after the store, or waits (`look_up`).
             requested = record
             if not record.is_cancel_requested:
                 requested = apply_cancel_request(record)
                 if not self.store.save([requested])[0]:
                     continue
-            if (
-                self._recovery is not None
-                and not self._is_in_transaction
-                and self._recovery.is_orphan(requested)
-            ):
-                self._recovery.take(requested)
+            if not self._is_in_transaction:
+                self._stop_orphans([requested])
             return True
         raise StoreError(
             f"Result {result_id} is not as it is seen here: it is being changed again "
@@ -207,6 +204,27 @@ class ExecutorState:
         if job is not None:
             return self._handle(record, job)
         return handle_of(record, waitable=self._polled(record))
+
+    def look_up(self, ids: Sequence[str], /) -> Mapping[str, Record]:
+        """The records of what somebody here waits for, by id.
+
+        What is to be cancelled, and has lost its owner, is cancelled here and now.
+        """
+        found = self.store.get(ids)
+        self._stop_orphans(
+            [
+                record
+                for record in found.values()
+                if record.is_cancel_requested and not record.is_finished
+            ]
+        )
+        return found
+
+    def _stop_orphans(self, requested: Sequence[Record]) -> None:
+        if self._recovery is not None:
+            for record in requested:
+                if self._recovery.is_orphan(record):
+                    self._recovery.take(record)
 
     def serve(self) -> None:
         """Look after the store's tasks from now on, those of dead processes among them.
@@ -339,11 +357,11 @@ class ExecutorState:
 
     def _forget(self) -> None:
         """The last task of a retired state has ended."""
-        with _lock:
-            _retired.discard(self)
         self._retention.end()
         if self._recovery is not None:
             self._recovery.release()
+        with _lock:  # from now on the end of the process does not wait for it
+            _retired.discard(self)
         self.store.close()
 
     def _handle(self, record: Record, job: Job) -> LocalTaskResult[Any]:

@@ -96,6 +96,13 @@ class LockFiles:
             self.bury(owner)
             os.close(file)
 
+    def unlock(self, owner: str, /) -> None:
+        """Leave its file there, which says that it has died."""
+        with self._lock:
+            file = self._held.pop(owner, None)
+        if file is not None:
+            os.close(file)
+
     def bury(self, owner: str, /) -> None:
         with suppress(OSError):
             self._path(owner).unlink()

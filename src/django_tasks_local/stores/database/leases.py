@@ -133,9 +133,14 @@ class Leases:
             is_over = not self._held
         if is_over:
             self._timer.wake_in(0.0)  # it has nothing left to do
+        # The row first: whoever finds the file knows, whatever becomes of the row.
+        try:
+            if self._has_rows:
+                self._apart(partial(self._drop_row, owner))
+        except BaseException:
+            self._files.unlock(owner)
+            raise
         self._files.release(owner)
-        if self._has_rows:
-            self._apart(partial(self._drop_row, owner))
 
     def bury(self, owner: str, /) -> None:
         self._files.bury(owner)
