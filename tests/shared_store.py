@@ -188,11 +188,10 @@ class OwnedStore(SharedStore):
 class SlowToLeave(OwnedStore):
     """One whose owners need as long to leave as the test wants."""
 
-    ownership: "SlowFiles"
-
     @override
-    def _files_in(self, directory: Path) -> "SlowFiles":
-        return SlowFiles(directory)
+    def _files_in(self, directory: Path) -> LockFiles:
+        self.files: SlowFiles = SlowFiles(directory)
+        return self.files
 
 
 class SlowFiles(LockFiles):

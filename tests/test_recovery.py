@@ -387,12 +387,12 @@ class TestLeaving:
             threading.Thread(target=each) for each in (leave_behind, leave)
         )
         first.start()
-        assert store.ownership.has_begun.wait(LONG_S)
+        assert store.files.has_begun.wait(LONG_S)
         second.start()
         while second.is_alive() and not is_in(second, Recovery.release):
             pass
         assert second.is_alive()
-        store.ownership.may_end.set()
+        store.files.may_end.set()
         for thread in (first, second):
             thread.join(LONG_S)
             assert not thread.is_alive()
