@@ -47,6 +47,7 @@ from django.test import override_settings  # noqa: E402
 from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 
 from django_tasks_local.executors import fork_server  # noqa: E402
+from django_tasks_local.executors.project import take_project  # noqa: E402
 from django_tasks_local.state import shutdown_executor  # noqa: E402
 
 from .blocking import noting_blocking_calls  # noqa: E402
@@ -104,17 +105,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fork_server() -> Iterator[None]:  # for its effect alone
-    """Keeps the fork server, whose start takes half a second.
+def _fork_server(_test_database: None) -> Iterator[None]:  # for its effect alone
+    """Keeps the fork server, and the process that has set this project up.
 
-    That it ends with its last user is tested in processes of their own.
+    To start them takes half a second, and a tenth. That they end with their last user
+    is tested in processes of their own.
     """
     user = Anchor()
-    anchor = fork_server.start_child(Anchor(), user=user)
     with pytest.MonkeyPatch.context() as patch:
         # Nor need each worker process import pytest, which is the main module here.
         patch.delattr(sys.modules["__main__"], "__file__", raising=False)
         patch.setattr(sys.modules["__main__"], "__spec__", None)
+        anchor = fork_server.start_child(Anchor(), user=user, project=take_project())
         yield
     anchor.close()
     fork_server.release_server(user)

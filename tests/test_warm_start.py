@@ -51,6 +51,12 @@ TASKS = """
         return os.getpid()
 
     @task(backend="cpu")
+    def hold(port):
+        from tests.gates import pass_gate
+
+        pass_gate(port)
+
+    @task(backend="cpu")
     def is_connected():
         return connection.connection is not None
 
@@ -304,6 +310,21 @@ with open(f"/proc/{template}/stat") as file:
     server = int(file.read().rpartition(")")[2].split()[1])
 for pid in descendants() - {server, template, run(tasks.pid)}:
     assert wait_until_gone(pid)
+"""),
+            files=files(),
+        )
+
+    def test_of_settings_that_are_taken_back_need_no_new_set_up(
+        self, run_script: RunScript, gate: Gate
+    ) -> None:
+        run_script(
+            script(f"""
+held = tasks.hold.enqueue({gate.port})
+next(seen for seen in held.watch_sync() if seen.status == "RUNNING")
+with override_settings(ANSWER=1, TASKS={{"cpu": django.conf.settings.TASKS["cpu"]}}):
+    assert run(tasks.setting, "ANSWER") == 1
+assert run(tasks.setting, "ANSWER") == 42
+assert len(noted()) == 3  # this one, and one for each of the settings
 """),
             files=files(),
         )

@@ -270,7 +270,8 @@ _server = forkserver.ForkServer()
 _lock = threading.Lock()
 _users: "weakref.WeakSet[object]" = weakref.WeakSet()
 _held: "weakref.WeakSet[Child]" = weakref.WeakSet()
-# That of the project as it was seen last; and those too that still have children.
+# That of the project as it was seen last; and those too that still have children, which
+# serve again where the project is seen so again.
 _current: "_Template | None" = None
 _templates: "set[_Template]" = set()
 _numbers = count()
@@ -413,8 +414,11 @@ class _Template:
 
     def serves(self, project: Project) -> bool:
         """Whether its forks see that, or will when it has set the project up."""
+        has_failed = self.is_decided.is_set() and not self.is_ready
         return (
             self.foundation == project.foundation
+            and not has_failed
+            and not self.is_given_up
             and self.process is not None
             and self.process.is_alive()
         )
@@ -439,9 +443,9 @@ def _claim_template(project: Project, user: object) -> _Template | None:
     with _lock:  # decides who makes it
         if _is_cold:
             return None
-        template = _current
-        is_new = template is None or not template.serves(project)
-        if template is None or is_new:
+        template = _find_template(project)
+        is_new = template is None
+        if template is None:
             template = _begin_template(project)
         template.users.add(user)
         template.claims += 1
@@ -455,6 +459,16 @@ def _claim_template(project: Project, user: object) -> _Template | None:
     if template.is_ready:
         return template
     _unclaim(template)
+    return None
+
+
+def _find_template(project: Project) -> _Template | None:
+    # With the lock held.
+    global _current
+    for template in _templates:
+        if template.serves(project):
+            _current = template
+            return template
     return None
 
 
