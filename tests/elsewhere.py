@@ -100,8 +100,11 @@ class OtherProcess:
         self._ask("", 0, (), None)
 
     def stop(self) -> None:
-        """It does nothing any more, until it is killed."""
+        """It does nothing, until it goes on or is killed."""
         self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """It ends at once."""

@@ -3,8 +3,11 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from django_tasks_local import LocalTaskContext, task
+from django_tasks_local.options import LocalOptions
+from django_tasks_local.protocols import WorkerHost
 
 from .gates import pass_gate
 
@@ -43,3 +46,8 @@ def tell_and_hold(context: LocalTaskContext, port: int) -> str:
     context.save_metadata()
     pass_gate(port)
     return "told"
+
+
+def no_executor(options: LocalOptions, /, *, host: WorkerHost) -> NoReturn:
+    """For ``OPTIONS["EXECUTOR"]`` of a process that can run nothing."""
+    raise RuntimeError("There is no executor here.")

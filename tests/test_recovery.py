@@ -4,6 +4,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -349,6 +350,27 @@ class TestCancellingElsewhere:
             assert handle.cancel(wait=True)
             assert handle.status is FAILED
 
+    def test_a_receiver_of_its_end_may_cancel_another(
+        self, path: Path, share: Open, gate: Gate
+    ) -> None:
+        with OtherProcess(path, setting_of(path, MAX_WORKERS=1)) as other:
+            other.enqueue(hold, gate.port)
+            gate.next_visitor()
+            first, second = other.enqueue(add, 1, 2), other.enqueue(add, 3, 4)
+            other.kill()
+        share(setting_of(path))
+
+        def cancel_the_other(task_result: LocalTaskResult[Any], **_: object) -> None:
+            if task_result.id == first:
+                assert find(second).cancel()
+
+        task_finished.connect(cancel_the_other)
+        try:
+            assert find(first).cancel(wait=True)
+        finally:
+            task_finished.disconnect(cancel_the_other)
+        assert find(second).errors[-1].exception_class_path == path_of(TaskCancelled)
+
     def test_what_its_owner_cannot_stop_any_more_is_stopped(
         self, path: Path, share: Open, gate: Gate
     ) -> None:
@@ -368,6 +390,42 @@ class TestCancellingElsewhere:
                 handle.join(LONG_S)
                 assert handle.errors[-1].exception_class_path == path_of(error)
             assert find(later).status is READY  # this process does not serve
+
+    def test_one_that_cannot_be_cancelled_here_disturbs_no_other(
+        self,
+        path: Path,
+        share: Open,
+        gate: Gate,
+        other_gate: Gate,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        setting = setting_of(path, MAX_WORKERS=1)
+        with (
+            OtherProcess(path, setting) as living,
+            OtherProcess(path, setting) as dying,
+            ThreadPoolExecutor() as pool,
+        ):
+            held = living.enqueue(hold, gate.port, "held")
+            visitor = gate.next_visitor()
+            dying.enqueue(hold, other_gate.port)
+            other_gate.next_visitor()
+            waiting = dying.enqueue(add, 1, 2)
+            living.stop()
+            dying.stop()
+            share(setting_of(path, EXECUTOR="tests.recovering_tasks.no_executor"))
+            assert find(waiting).cancel()
+            value, error = (
+                pool.submit(find(held).wait, LONG_S),
+                pool.submit(find(waiting).wait, LONG_S),
+            )
+            dying.kill()
+            while not (value.done() or "There is no executor here" in caplog.text):
+                pass
+            living.go_on()
+            visitor.let_go()
+            assert value.result() == "held"
+            with pytest.raises(TaskFailed, match="TaskCancelled"):
+                error.result()
 
 
 class TestLeaving:

@@ -110,6 +110,10 @@ class Dispatcher(WorkerHost):
         self._check_reachable: Callable[[], None] | None = None
         self._withdraw: Callable[[str], None] | None = None
         self._executor_lock = threading.Lock()
+        # Of two that adopt one task in one process at once, the one that loses would
+        # take the other's away. Held while a store is waited for, by nobody who holds
+        # another lock, and not while a project's receivers are called.
+        self._adoption = threading.Lock()
 
     # What the state asks of it.
 
@@ -170,29 +174,11 @@ class Dispatcher(WorkerHost):
         if not records:
             return 0
         self.start()
-        jobs = [
-            _adopted(
-                record._replace(owner=owner, revision=record.revision + 1),
-            )
-            for record in records
-        ]
-        try:
-            self._slots.admit([job for job, _ in jobs], is_limited=False)
-        except Retired:
-            return 0
-        try:
-            saved = self._store.save([job.record for job, _ in jobs])
-        except BaseException:
-            self._slots.withdraw([job for job, _ in jobs])
-            raise
+        with self._adoption:
+            claimed = self._claim(records, owner=owner)
         ready: list[Job] = []
-        count = 0
-        for (job, error), is_mine in zip(jobs, saved, strict=True):
+        for job, error in claimed:
             record = job.record
-            if not is_mine:
-                self._slots.withdraw([job])
-                continue
-            count += 1
             if record.status is TaskResultStatus.RUNNING:
                 self._slots.drop(job)
                 self._fail([job], f"{_LOST} ({records[0].owner})")
@@ -207,7 +193,36 @@ class Dispatcher(WorkerHost):
             else:
                 ready.append(job)
         self.push(ready)
-        return count
+        return len(claimed)
+
+    def _claim(
+        self, records: Sequence[Record], *, owner: str
+    ) -> list[tuple[Job, ErrorRecord | None]]:
+        """Those of the tasks that are this owner's from now on, with their places.
+
+        Each with the error of one that cannot run.
+        """
+        jobs = [
+            _adopted(record._replace(owner=owner, revision=record.revision + 1))
+            for record in records
+            if self._slots.find(record.id) is None  # or another thread was faster
+        ]
+        try:
+            self._slots.admit([job for job, _ in jobs], is_limited=False)
+        except Retired:
+            return []
+        try:
+            saved = self._store.save([job.record for job, _ in jobs])
+        except BaseException:
+            self._slots.withdraw([job for job, _ in jobs])
+            raise
+        claimed: list[tuple[Job, ErrorRecord | None]] = []
+        for (job, error), is_mine in zip(jobs, saved, strict=True):
+            if is_mine:
+                claimed.append((job, error))
+            else:
+                self._slots.withdraw([job])
+        return claimed
 
     def heed_cancel_request(self, record: Record, /) -> None:
         """Another process wants one of its tasks to stop."""
@@ -241,9 +256,7 @@ class Dispatcher(WorkerHost):
                 [
                     record
                     for record in found.values()
-                    if record.owner == owner
-                    and not record.is_finished
-                    and self._slots.find(record.id) is None
+                    if record.owner == owner and not record.is_finished
                 ],
                 owner=owner,
             )

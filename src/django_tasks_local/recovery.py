@@ -7,8 +7,8 @@ after the others': one thread an alias does all of this.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import batched
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -29,6 +29,7 @@ _LOOK_S = 0.5
 # Where each look is a query of a database's.
 _SLOW_LOOK_S = 0.9
 _FAILING_S = 2.0
+_LEAVE_S = 1.0
 _CLAIMED_AT_ONCE = 200
 
 
@@ -82,10 +83,8 @@ class Recovery:
         self._lock = threading.Lock()
         # Held while somebody leaves: who comes second may be about to end the process.
         self._leaving = threading.Lock()
-        # Of two that adopt one task in one process at once, the one that loses would
-        # take the other's away. Held while a store is waited for, by nobody who holds
-        # another lock.
-        self._adoption = threading.Lock()
+        # By id, what somebody waits for who knows of no owner that would cancel it.
+        self._to_cancel: dict[str, Record] = {}
         self.adopted_count: int = 0
         """How many tasks of dead owners it has taken over."""
         self._is_held = False
@@ -126,8 +125,8 @@ class Recovery:
         Raises StoreError.
         """
         self.hold()
-        with self._adoption:
-            count = sum(map(self._adopt_from, list(self._dead_owners())))
+        count = sum(map(self._adopt_from, list(self._dead_owners())))
+        with self._lock:
             self.adopted_count += count
         if count:
             log_info("TASKS[%r]: %d tasks of ended processes", self._alias, count)
@@ -140,32 +139,53 @@ class Recovery:
     def take(self, record: Record, /) -> bool:
         """Take over this one; False where another one was faster."""
         self.hold()
-        with self._adoption:
-            return self._tasks.adopt([record], owner=self._owner) == 1
+        return self._tasks.adopt([record], owner=self._owner) == 1
+
+    def cancel_orphans_soon(self, records: Sequence[Record], /) -> None:
+        """Have those cancelled, of tasks to be cancelled, that nobody else sees to.
+
+        Does not wait. Whoever looks after all tasks does so anyway.
+        """
+        if records and not self._is_serving:
+            with self._lock:
+                self._to_cancel.update((record.id, record) for record in records)
+            self._timer.wake_in(0.0)
 
     def end(self) -> None:
         """Look after nothing more. May be called twice."""
         self._timer.end()
 
     def release(self) -> None:
-        """Leave what is unfinished to others. A second call waits for the first."""
+        """Leave what is unfinished to others.
+
+        A second call waits for the first, for so long as the end of a process may take.
+        """
         self.end()
-        with self._leaving:
+        if not self._leaving.acquire(timeout=_LEAVE_S):
+            return
+        try:
             with self._lock:
                 self._has_ended = True
-                is_held, self._is_held = self._is_held, False
-            if is_held:
+            if self._is_held:
                 self._leave()
+        finally:
+            self._leaving.release()
 
     def _leave(self) -> None:
-        for leave in (
-            self._tasks.save_missed,
-            partial(self._store.ownership.release, self._owner),
-        ):
-            try:
-                leave()
-            except Exception:  # a store's
-                log_exception("TASKS[%r]: leaving %s", self._alias, self._owner)
+        try:
+            with self._logging_errors():
+                self._tasks.save_missed()
+        finally:  # also where Ctrl-C ends that
+            with self._logging_errors():
+                self._store.ownership.release(self._owner)
+            self._is_held = False
+
+    @contextmanager
+    def _logging_errors(self) -> Generator[None]:
+        try:
+            yield
+        except Exception:  # a store's
+            log_exception("TASKS[%r]: leaving %s", self._alias, self._owner)
 
     def _adopt_from(self, owner: str) -> int:
         count = 0
@@ -182,11 +202,13 @@ class Recovery:
 
     def _look(self) -> float | None:
         """Do what is due (the timer's)."""
+        if not self._is_serving:
+            self._cancel_orphans()
+            return None
         try:
             if self._renew_at_s is not None and time.monotonic() >= self._renew_at_s:
                 self._note_renewal(self._store.ownership)
-            with self._adoption:
-                self._tasks.see_to_own(owner=self._owner)
+            self._tasks.see_to_own(owner=self._owner)
             self.adopt()
             if self._tasks.has_tasks:
                 for record in self._store.cancel_requests(self._owner):
@@ -201,6 +223,23 @@ class Recovery:
         finally:
             close_connections()
         return pause_s
+
+    def _cancel_orphans(self) -> None:
+        with self._lock:
+            records, self._to_cancel = list(self._to_cancel.values()), {}
+        try:
+            self.hold()  # who holds nothing knows nothing of other machines
+            self._tasks.save_missed()
+            for record in records:
+                if self.is_orphan(record):
+                    self.take(record)
+            self._is_failing = False
+        except Exception:  # a store's; who waits has it tried again
+            if not self._is_failing:
+                log_exception("TASKS[%r]: tasks are not cancelled", self._alias)
+            self._is_failing = True
+        finally:
+            close_connections()
 
     def _note_renewal(self, ownership: "Ownership") -> None:
         due_s = ownership.renew()

@@ -185,8 +185,12 @@ class ExecutorState:
                 requested = apply_cancel_request(record)
                 if not self.store.save([requested])[0]:
                     continue
-            if not self._is_in_transaction:
-                self._stop_orphans([requested])
+            if (
+                self._recovery is not None
+                and not self._is_in_transaction
+                and self._recovery.is_orphan(requested)
+            ):
+                self._recovery.take(requested)
             return True
         raise StoreError(
             f"Result {result_id} is not as it is seen here: it is being changed again "
@@ -208,23 +212,18 @@ class ExecutorState:
     def look_up(self, ids: Sequence[str], /) -> Mapping[str, Record]:
         """The records of what somebody here waits for, by id.
 
-        What is to be cancelled, and has lost its owner, is cancelled here and now.
+        What is to be cancelled, and has lost its owner, is cancelled soon.
         """
         found = self.store.get(ids)
-        self._stop_orphans(
-            [
-                record
-                for record in found.values()
-                if record.is_cancel_requested and not record.is_finished
-            ]
-        )
-        return found
-
-    def _stop_orphans(self, requested: Sequence[Record]) -> None:
         if self._recovery is not None:
-            for record in requested:
-                if self._recovery.is_orphan(record):
-                    self._recovery.take(record)
+            self._recovery.cancel_orphans_soon(
+                [
+                    record
+                    for record in found.values()
+                    if record.is_cancel_requested and not record.is_finished
+                ]
+            )
+        return found
 
     def serve(self) -> None:
         """Look after the store's tasks from now on, those of dead processes among them.
@@ -358,11 +357,13 @@ class ExecutorState:
     def _forget(self) -> None:
         """The last task of a retired state has ended."""
         self._retention.end()
-        if self._recovery is not None:
-            self._recovery.release()
-        with _lock:  # from now on the end of the process does not wait for it
-            _retired.discard(self)
-        self.store.close()
+        try:
+            if self._recovery is not None:
+                self._recovery.release()
+        finally:
+            with _lock:  # from now on the end of the process does not wait for it
+                _retired.discard(self)
+            self.store.close()
 
     def _handle(self, record: Record, job: Job) -> LocalTaskResult[Any]:
         return handle_of(record, waitable=job, task=job.task)

@@ -71,6 +71,8 @@ class Leases:
         self._has_rows = has_rows
         self._lease_s = lease_s
         self._lock = threading.Lock()
+        # Held, by who holds no other lock, while the rows of all are written anew.
+        self._renewal = threading.Lock()
         self._held: set[str] = set()
         self._watching_since_s = self._seen_at_s = -math.inf
         # On a thread of its own: whatever else an alias does may take long.
@@ -93,12 +95,12 @@ class Leases:
 
     def _renew(self) -> float | None:
         """Say that all live who are held (the timer's)."""
-        with self._lock:
-            held = list(self._held)
-        if not held:
-            return None
         try:
-            with explaining(self._using):
+            with self._renewal, explaining(self._using):
+                with self._lock:
+                    held = list(self._held)
+                if not held:
+                    return None
                 self._renew_rows(held)
         except StoreError:
             log_exception("Database %r: nobody sees that this lives", self._using)
@@ -126,21 +128,22 @@ class Leases:
             return not rows.filter(renewed_at__lt=Now() - lease).exists()
 
     def release(self, owner: str, /) -> None:
-        with self._lock:
-            if owner not in self._held:
-                return
-            self._held.discard(owner)
-            is_over = not self._held
-        if is_over:
-            self._timer.wake_in(0.0)  # it has nothing left to do
-        # The row first: whoever finds the file knows, whatever becomes of the row.
-        try:
-            if self._has_rows:
-                self._apart(partial(self._drop_row, owner))
-        except BaseException:
-            self._files.unlock(owner)
-            raise
-        self._files.release(owner)
+        with self._renewal:  # which could bring the row back
+            try:
+                with self._lock:
+                    if owner not in self._held:
+                        return
+                    self._held.discard(owner)
+                    is_over = not self._held
+                if is_over:
+                    self._timer.wake_in(0.0)  # it has nothing left to do
+                # The row first: whoever finds the file knows, whatever becomes of it.
+                if self._has_rows:
+                    self._apart(partial(self._drop_row, owner))
+            except BaseException:
+                self._files.unlock(owner)
+                raise
+            self._files.release(owner)
 
     def bury(self, owner: str, /) -> None:
         self._files.bury(owner)
