@@ -46,6 +46,7 @@ from django.db.utils import ConnectionHandler  # noqa: E402
 from django.test import override_settings  # noqa: E402
 from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 
+from django_tasks_local import task_registry  # noqa: E402
 from django_tasks_local.executors import fork_server  # noqa: E402
 from django_tasks_local.executors.project import take_project  # noqa: E402
 from django_tasks_local.state import shutdown_executor  # noqa: E402
@@ -138,8 +139,17 @@ def nothing_blocks_a_loop() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _tasks_of_one_test(monkeypatch: pytest.MonkeyPatch) -> None:  # for its effect alone
+    """A task that a test makes of another's function stands for it in no other test."""
+    monkeypatch.setattr(task_registry, "_tasks", dict(task_registry._tasks))
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind(
-    _fork_server: None, _libuv: None, nothing_blocks_a_loop: None
+    _fork_server: None,
+    _libuv: None,
+    _tasks_of_one_test: None,
+    nothing_blocks_a_loop: None,
 ) -> Iterator[None]:
     """After each test, no thread, process or file of ours is left."""
     threads, children, files = set(our_threads()), descendants(), open_files()
