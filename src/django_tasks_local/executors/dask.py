@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from contextvars import Context, copy_context
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 from django.conf import ENVIRONMENT_VARIABLE
 from django.core.exceptions import ImproperlyConfigured
@@ -28,14 +27,14 @@ from ..logs import log_exception, log_warning
 from ..options import LocalOptions, default_process_count, is_count
 from ..protocols import WorkerHost
 from ..records import Call, Interruption, Outcome, Record, Timestamp
-from ..worker import error_record, is_async, lost_outcome, stopped_outcome
+from ..worker import error_record, lost_outcome, stopped_outcome
+from .dask_calls import DaskCall, Errands
 from .dask_messages import (
     Answer,
     Ask,
     Begin,
     BootFailed,
     Decline,
-    FromWorker,
     Interrupt,
     Payload,
     Refused,
@@ -48,19 +47,11 @@ from .dask_messages import (
     unpack_result,
 )
 from .deployment import this_deployment
+from .messages import pack as pack_run
 from .messages import (
-    Lend,
-    Reclaim,
-    Reply,
-    Request,
-    Unwatch,
-    Watch,
     run_message,
 )
-from .messages import pack as pack_run
 from .project import find_main, take_project
-from .requests import TaskRequests
-from .sync_threads import SyncThreads, Work
 
 if TYPE_CHECKING:
     from distributed import Future as DaskFuture
@@ -100,13 +91,13 @@ class DaskExecutor:
         self._options = options
         self._name = f"django-tasks-{host.alias}"
         self._session = new_result_id()
-        self._threads = SyncThreads(
-            name=f"{self._name}-host", count=options.sync_threads
+        self._errands = Errands(
+            host, name=f"{self._name}-host", count=options.sync_threads
         )
         self._lock = threading.Lock()
-        self._inbox = deque[_Call]()
+        self._inbox = deque[DaskCall]()
         # Those that have not ended, by their results' ids.
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, DaskCall] = {}
         self._thread: threading.Thread | None = None
         self._ends_at: float | None = None
         self._unreachable_since: float | None = None
@@ -114,8 +105,8 @@ class DaskExecutor:
         # What follows is the loop's thread's own.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
-        self._by_key: dict[str, _Call] = {}
-        self._by_token: dict[str, _Call] = {}
+        self._by_key: dict[str, DaskCall] = {}
+        self._by_token: dict[str, DaskCall] = {}
         self._connection: Connection | None = None
         self._own: OwnCluster | None = None
         self._is_lost = False
@@ -135,17 +126,17 @@ class DaskExecutor:
         future: Future[Outcome] = Future()
 
         def resolve(outcome: Outcome) -> None:  # whose callbacks may take long
-            self._in_thread(partial(future.set_result, outcome))
+            self._errands.run_in_thread(partial(future.set_result, outcome))
 
         self.run(call, resolve)
         return future
 
     def run(self, call: Call, done: Callable[[Outcome], None], /) -> None:
-        reason = self._put(_Call(call, done))
+        reason = self._put(DaskCall(call, done))
         if reason is not None:
             done(lost_outcome(call.record.id, reason))
 
-    def _put(self, call: "_Call") -> str | None:
+    def _put(self, call: DaskCall) -> str | None:
         """Why it cannot run, where it cannot."""
         with self._lock:  # decides whether calls are still taken, and who starts what
             if self._ends_at is not None:
@@ -212,9 +203,9 @@ class DaskExecutor:
             self._wake()
             if thread is not threading.current_thread() and timeout_s > 0:
                 thread.join(timeout_s + _END_S)
-        self._threads.shutdown(timeout_s=max(0.0, ends_at - time.monotonic()))
+        self._errands.shutdown(timeout_s=max(0.0, ends_at - time.monotonic()))
 
-    def _raises(self, call: "_Call") -> bool:
+    def _raises(self, call: DaskCall) -> bool:
         return self._options.raises_in_threads and call.call.timeout_s is not None
 
     def _wake(self) -> None:
@@ -399,7 +390,7 @@ class DaskExecutor:
 
     def _hand_in(self, connection: "Connection") -> bool:
         """Whether anything was there."""
-        batches: dict[int, list[tuple[_Call, str, bytes]]] = {}
+        batches: dict[int, list[tuple[DaskCall, str, bytes]]] = {}
         while self._inbox:
             call = self._inbox.popleft()
             if call.is_withdrawn:
@@ -423,7 +414,7 @@ class DaskExecutor:
         self,
         connection: "Connection",
         priority: int,
-        batch: "Sequence[tuple[_Call, str, bytes]]",
+        batch: "Sequence[tuple[DaskCall, str, bytes]]",
     ) -> None:
         payloads = [(key, payload) for _, key, payload in batch]
         try:
@@ -447,7 +438,7 @@ class DaskExecutor:
             self._follows.add(follow)
             follow.add_done_callback(self._follows.discard)
 
-    def _payload(self, call: "_Call", key: str) -> bytes:
+    def _payload(self, call: DaskCall, key: str) -> bytes:
         run = run_message(
             call.call,
             call.call.record,
@@ -468,7 +459,7 @@ class DaskExecutor:
             )
         )
 
-    async def _follow(self, call: "_Call", future: "DaskFuture[bytes]") -> None:
+    async def _follow(self, call: DaskCall, future: "DaskFuture[bytes]") -> None:
         """See to a Dask task that ends without its outcome having come before."""
         error = await future.exception()
         if call.future is not future:  # it has come, or was handed in again
@@ -502,7 +493,7 @@ class DaskExecutor:
         else:
             self._connection_lost()
 
-    def _see(self, call: "_Call", answer: Answer) -> None:
+    def _see(self, call: DaskCall, answer: Answer) -> None:
         match answer:
             case Outcome():
                 self._end(call, answer)
@@ -523,7 +514,7 @@ class DaskExecutor:
             case _:
                 self._lose(call, "Its outcome has not come, though Dask ran the task")
 
-    def _fail_to_begin(self, call: "_Call", worker: str, outcome: Outcome) -> None:
+    def _fail_to_begin(self, call: DaskCall, worker: str, outcome: Outcome) -> None:
         """Nothing ran; the attempt counts, or this would be tried for ever."""
         if call.token is not None:
             self._end(call, outcome)
@@ -534,19 +525,19 @@ class DaskExecutor:
             self._host.started(call.id, worker_id=worker, at=time.time())
             self._call_soon(self._end, call, outcome)
 
-        self._call_host(fail)
+        self._errands.run(fail)
 
-    def _take_back(self, call: "_Call") -> None:
+    def _take_back(self, call: DaskCall) -> None:
         """It has not begun, and is to be handed in again."""
         self._let_go(call)
         self._inbox.append(call)
         self._changed.set()
 
-    def _withdraw(self, call: "_Call") -> None:
+    def _withdraw(self, call: DaskCall) -> None:
         if call.token is None:
             self._end(call, stopped_outcome(call.id, TaskCancelled()))
 
-    def _lose(self, call: "_Call", reason: str) -> None:
+    def _lose(self, call: DaskCall, reason: str) -> None:
         if call.is_starting:  # it has an attempt only when its start was saved
             call.lost = reason
             return
@@ -555,7 +546,7 @@ class DaskExecutor:
         text = f"{reason} while {call.worker} ran {task.path} for {ran_s:.3f} s."
         self._end(call, lost_outcome(call.id, text))
 
-    def _let_go(self, call: "_Call") -> None:
+    def _let_go(self, call: DaskCall) -> None:
         """Dask need not keep anything of it."""
         self._by_key.pop(call.key, None)
         future, call.future = call.future, None
@@ -563,7 +554,7 @@ class DaskExecutor:
             with suppress(Exception):  # its client is closed
                 future.release()
 
-    def _end(self, call: "_Call", outcome: Outcome) -> None:
+    def _end(self, call: DaskCall, outcome: Outcome) -> None:
         with self._lock:  # past this it cannot be interrupted
             if call.is_over:
                 return
@@ -572,19 +563,8 @@ class DaskExecutor:
         self._let_go(call)
         if call.token:
             self._by_token.pop(call.token, None)
-        if call.requests is not None:
-            self._ask_host(call, partial(self._close_requests, call, outcome))
-        else:
-            self._call_host(partial(call.done, outcome))
+        self._errands.finish(call, outcome)
         self._changed.set()
-
-    @staticmethod
-    def _close_requests(call: "_Call", outcome: Outcome) -> None:
-        assert call.requests is not None  # or this would not be asked for
-        try:
-            call.requests.clear()
-        finally:
-            call.done(outcome)
 
     # What the workers say.
 
@@ -607,10 +587,7 @@ class DaskExecutor:
         elif isinstance(message, Outcome):
             self._end(call, message)
         else:
-            if call.requests is None:
-                call.requests = TaskRequests(self._host)
-                call.requests.begin(call.id)
-            self._ask_host(call, partial(self._serve_task, call, message))
+            self._errands.serve(call, message, partial(self._tell_soon, call))
 
     def _take_question(self, ask: Ask, token: str, worker: str) -> None:
         """A worker asks whether it may begin: the first one may."""
@@ -625,13 +602,13 @@ class DaskExecutor:
                 call.token, call.worker, call.began_at = token, worker, ask.at
             self._by_token[token] = call
             call.is_starting = True
-            self._call_host(partial(self._start, call, ask.at))
+            self._errands.run(partial(self._start, call, ask.at))
         elif call.beginning is not None:  # the answer was lost
             self._tell(call, call.beginning)
         elif call.is_starting:
             self._tell(call, Wait())
 
-    def _start(self, call: "_Call", at: Timestamp) -> None:
+    def _start(self, call: DaskCall, at: Timestamp) -> None:
         record = None
         try:
             record = self._host.started(call.id, worker_id=call.worker, at=at)
@@ -639,7 +616,7 @@ class DaskExecutor:
             log_exception(_FAILED, self._host.alias)
         self._call_soon(self._answer, call, record)
 
-    def _answer(self, call: "_Call", record: Record | None) -> None:
+    def _answer(self, call: DaskCall, record: Record | None) -> None:
         call.is_starting = False
         if call.is_over:
             self._send(call.worker, call.token or "", Decline())
@@ -654,151 +631,16 @@ class DaskExecutor:
                 self._lose(call, call.lost)
             self._tell(call, call.beginning)
 
-    def _tell(self, call: "_Call", message: ToWorker) -> None:
+    def _tell(self, call: DaskCall, message: ToWorker) -> None:
         if call.token and not call.is_over:
             self._send(call.worker, call.token, message)
 
-    def _tell_soon(self, call: "_Call", message: ToWorker) -> None:
+    def _tell_soon(self, call: DaskCall, message: ToWorker) -> None:
         self._call_soon(self._tell, call, message)
 
     def _send(self, worker: str, token: str, message: ToWorker) -> None:
         if self._connection is not None:
             self._connection.send(worker, token, pack(message))
-
-    # What the host is asked and told: on one of the threads where it may block.
-
-    def _call_host(self, function: Callable[[], None]) -> None:
-        if self._host.transitions_may_block:
-            self._in_thread(function)
-        else:
-            function()
-
-    def _in_thread(self, function: Callable[[], None]) -> None:
-        def run() -> None:
-            try:
-                function()
-            except BaseException:  # as above: the thread has others to serve
-                log_exception(_FAILED, self._host.alias)
-
-        try:
-            self._threads.submit(Work(run, run), is_errand=True)
-        except RuntimeError:  # no thread can be started: better so than never
-            run()
-
-    def _ask_host(self, call: "_Call", function: Callable[[], None]) -> None:
-        """One after the other for each call, in a thread."""
-        with self._lock:  # decides whether a thread is there already
-            call.questions.append(function)
-            if call.is_asking:
-                return
-            call.is_asking = True
-        self._in_thread(partial(self._answer_questions, call))
-
-    def _answer_questions(self, call: "_Call") -> None:
-        while True:
-            with self._lock:  # decides whether another thread has to come
-                if not call.questions:
-                    call.is_asking = False
-                    return
-                function = call.questions.popleft()
-            try:
-                function()
-            except BaseException:  # a store's, or a host's: the next one may do
-                log_exception(_FAILED, self._host.alias)
-
-    def _serve_task(self, call: "_Call", message: FromWorker) -> None:
-        requests = call.requests
-        assert requests is not None  # or this would not be asked for
-        match message:
-            case Request():
-                reply = call.replies.get(message.request_id)
-                if reply is None:  # it asks again where the reply was lost
-                    answer = requests.serve(message.request, call.context)
-                    reply = Reply(message.request_id, answer)
-                    call.replies[message.request_id] = reply
-                self._tell_soon(call, reply)
-            case Watch():
-                requests.watch(message, partial(self._tell_soon, call))
-            case Unwatch():
-                requests.unwatch(message.watch_id)
-            case Lend():
-                requests.lend(message.group)
-            case Reclaim():
-                requests.reclaim(message.group)
-            case Ask() | Outcome():
-                raise AssertionError("These are no questions.")
-            case _:
-                assert_never(message)
-
-
-class _Call:
-    """A call on its way."""
-
-    __slots__ = (
-        "attempt",
-        "began_at",
-        "beginning",
-        "call",
-        "context",
-        "done",
-        "future",
-        "id",
-        "is_asking",
-        "is_coroutine",
-        "is_over",
-        "is_starting",
-        "is_withdrawn",
-        "key",
-        "lost",
-        "questions",
-        "reason",
-        "replies",
-        "requests",
-        "times_handed_in",
-        "token",
-        "worker",
-    )
-
-    def __init__(self, call: Call, done: Callable[[Outcome], None]) -> None:
-        self.call = call
-        self.done = done
-        self.id = call.record.id
-        self.attempt = len(call.record.worker_ids) + 1
-        self.context: Context = call.context or copy_context()
-        self.is_coroutine = call.function is not None and is_async(call.function)
-        self.key = ""
-        self.times_handed_in = 0
-        self.future: DaskFuture[bytes] | None = None
-        self.token: str | None = None
-        """Of the one run of it that may begin; None: none has asked yet."""
-        self.worker = ""
-        self.began_at: Timestamp = 0.0
-        self.beginning: Begin | None = None
-        self.reason: Interruption | None = None
-        self.is_over = False
-        self.is_withdrawn = False
-        self.is_starting = False
-        """Its start is being saved."""
-        self.lost = ""
-        """Why its worker is lost that was seen meanwhile."""
-        self.replies: dict[int, Reply] = {}
-        """To its task, which may ask for them again."""
-        self.requests: TaskRequests | None = None
-        self.questions = deque[Callable[[], None]]()
-        self.is_asking = False
-
-    def next_key(self, session: str) -> str:
-        """Dask's name for it, which it has once.
-
-        Another process may have handed in the same task, which Dask has not forgotten
-        yet though that process has died.
-
-        By what stands before the id Dask groups what it knows of tasks; of the ids
-        alone each would be a group of its own, for ever.
-        """
-        self.times_handed_in += 1
-        number = f"{session[:8]}.{self.attempt}.{self.times_handed_in}"
-        return f"{self.call.record.task.path}-{self.id}-{number}"
 
 
 def _number(given: Mapping[str, object], name: str, default: int) -> int:
