@@ -53,32 +53,32 @@ class DaskCall:
     )
 
     def __init__(self, call: Call, done: Callable[[Outcome], None]) -> None:
-        self.call = call
-        self.done = done
-        self.id = call.record.id
-        self.attempt = len(call.record.worker_ids) + 1
+        self.call: Call = call
+        self.done: Callable[[Outcome], None] = done
+        self.id: str = call.record.id
+        self.attempt: int = len(call.record.worker_ids) + 1
         self.context: Context = call.context or copy_context()
-        self.is_coroutine = call.function is not None and is_async(call.function)
-        self.key = ""
-        self.times_handed_in = 0
+        self.is_coroutine: bool = call.function is not None and is_async(call.function)
+        self.key: str = ""
+        self.times_handed_in: int = 0
         self.future: DaskFuture[bytes] | None = None
         self.token: str | None = None
         """Of the one run of it that may begin; None: none has asked yet."""
-        self.worker = ""
+        self.worker: str = ""
         self.began_at: Timestamp = 0.0
         self.beginning: Begin | None = None
         self.reason: Interruption | None = None
-        self.is_over = False
-        self.is_withdrawn = False
-        self.is_starting = False
+        self.is_over: bool = False
+        self.is_withdrawn: bool = False
+        self.is_starting: bool = False
         """Its start is being saved."""
-        self.lost = ""
+        self.lost: str = ""
         """Why its worker is lost that was seen meanwhile."""
         self.replies: dict[int, Reply] = {}
         """To its task, which may ask for them again."""
         self.requests: TaskRequests | None = None
-        self.questions = deque[Callable[[], None]]()
-        self.is_asking = False
+        self.questions: deque[Callable[[], None]] = deque()
+        self.is_asking: bool = False
 
     def next_key(self, session: str) -> str:
         """Dask's name for it, which it has once.
