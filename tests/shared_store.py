@@ -207,6 +207,21 @@ class SlowFiles(LockFiles):
         super().release(owner)
 
 
+class SlowToLook(OwnedStore):
+    """One that says who owns its tasks when the test wants."""
+
+    def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
+        super().__init__(options, alias=alias)
+        self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+
+    @override
+    def owners(self) -> Sequence[str]:
+        self.has_begun.set()
+        self.may_end.wait()
+        return super().owners()
+
+
 class CountingStore(SharedStore):
     """Counts its look-ups, and fails when it is told to."""
 

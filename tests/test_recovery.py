@@ -33,7 +33,7 @@ from .recovering_tasks import (
     sleep_for_ever,
     tell_and_hold,
 )
-from .shared_store import SlowToLeave
+from .shared_store import SlowToLeave, SlowToLook
 from .tasks import add, hold, own_pid
 
 THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
@@ -454,6 +454,21 @@ class TestLeaving:
         for thread in (first, second):
             thread.join(LONG_S)
             assert not thread.is_alive()
+
+    def test_a_look_that_goes_on_meanwhile_is_no_fault(
+        self, path: Path, share: Open, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        share(setting_of(path, STORE="tests.shared_store.SlowToLook"))
+        before = set(threading.enumerate())
+        assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+        store = get_executor_state(ALIAS).store
+        assert isinstance(store, SlowToLook)
+        assert store.has_begun.wait(LONG_S)
+        shutdown_executor(ALIAS)
+        store.may_end.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(LONG_S)
+        assert "not looked after" not in caplog.text
 
 
 def is_in(thread: threading.Thread, function: Callable[..., object]) -> bool:

@@ -216,6 +216,8 @@ class Recovery:
             pause_s = _LOOK_S if self._store.version() is not None else _SLOW_LOOK_S
             self._is_failing = False
         except Exception:  # a store's that is away: it may come back
+            if self._has_ended:  # or was closed meanwhile
+                return None
             if not self._is_failing:
                 log_exception("TASKS[%r]: tasks are not looked after", self._alias)
             self._is_failing = True
@@ -235,7 +237,7 @@ class Recovery:
                     self.take(record)
             self._is_failing = False
         except Exception:  # a store's; who waits has it tried again
-            if not self._is_failing:
+            if not self._is_failing and not self._has_ended:
                 log_exception("TASKS[%r]: tasks are not cancelled", self._alias)
             self._is_failing = True
         finally:
