@@ -48,9 +48,7 @@ from .dask_messages import (
 )
 from .deployment import this_deployment
 from .messages import pack as pack_run
-from .messages import (
-    run_message,
-)
+from .messages import run_message
 from .project import find_main, take_project
 
 if TYPE_CHECKING:
@@ -414,7 +412,7 @@ class DaskExecutor:
         self,
         connection: "Connection",
         priority: int,
-        batch: "Sequence[tuple[DaskCall, str, bytes]]",
+        batch: Sequence[tuple[DaskCall, str, bytes]],
     ) -> None:
         payloads = [(key, payload) for _, key, payload in batch]
         try:
