@@ -126,8 +126,6 @@ class Recovery:
         """
         self.hold()
         count = sum(map(self._adopt_from, list(self._dead_owners())))
-        with self._lock:
-            self.adopted_count += count
         if count:
             log_info("TASKS[%r]: %d tasks of ended processes", self._alias, count)
         return count
@@ -190,7 +188,10 @@ class Recovery:
     def _adopt_from(self, owner: str) -> int:
         count = 0
         for records in batched(self._store.owned_by(owner), _CLAIMED_AT_ONCE):
-            count += self._tasks.adopt(records, owner=self._owner)
+            adopted = self._tasks.adopt(records, owner=self._owner)
+            count += adopted
+            with self._lock:  # at once: they may run already, and somebody may ask
+                self.adopted_count += adopted
         if owner not in self._store.owners():
             self._store.ownership.bury(owner)
         return count
