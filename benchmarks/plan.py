@@ -347,7 +347,7 @@ MEASUREMENTS = (
         name="cluster-16",
         program="cluster_throughput",
         contenders=("3", "dask"),
-        arguments={"threads": 16, "counts": {"3": 4_000, "dask": 4_000}},
+        arguments={"threads": 16, "counts": {"3": 10_000, "dask": 10_000}},
         quick={"counts": {"3": 2_000, "dask": 2_000}},
         repeats=3,
     ),

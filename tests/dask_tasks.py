@@ -56,6 +56,11 @@ async def add_by_another_async(a: int, b: int) -> int:
     return await handle
 
 
+@task
+def length(text: str) -> int:
+    return len(text)
+
+
 def _note(path: str) -> None:
     with Path(path).open("a") as file:
         file.write(f"{os.getpid()}\n")

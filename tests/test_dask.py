@@ -1,6 +1,8 @@
 """Tasks on a Dask cluster that is well: a real scheduler and real workers."""
 
+import gc
 import signal
+import tracemalloc
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +32,7 @@ from .dask_tasks import (
     add_by_another,
     add_by_another_async,
     be_asked,
+    length,
     sleep_for_ever,
     tell,
 )
@@ -196,6 +199,29 @@ class TestOneThread:
         finally:
             lone.scheduler.interrupt(signal.SIGCONT)
         assert [handle.wait(LONG_S) for handle in handles] == [*range(1, 21)]
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+class TestMemory:
+    def test_what_has_gone_out_is_not_kept(self, dask_cluster: DaskCluster) -> None:
+        size, count = 100_000, 60
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                length.using(backend=ALIAS).enqueue("x" * size).wait(LONG_S)
+
+        with on(dask_cluster.address, MAX_RESULTS=1):
+            tracemalloc.start()
+            try:
+                run(1)
+                gc.collect()
+                before = tracemalloc.get_traced_memory()[0]
+                run(count)
+                gc.collect()
+                grown = tracemalloc.get_traced_memory()[0] - before
+            finally:
+                tracemalloc.stop()
+        assert grown < count * size / 3
 
 
 class TestOwnCluster:

@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Self
 
+from .batched import BatchedSend
+
 class Status(Enum):
     paused = ...
 
@@ -37,7 +39,7 @@ class Client:
     status: Literal["running", "connecting", "closing", "closed", "newly-created"]
     id: str
     scheduler: _Scheduler
-    scheduler_comm: object
+    scheduler_comm: BatchedSend
     def __init__(
         self,
         address: str | LocalCluster,

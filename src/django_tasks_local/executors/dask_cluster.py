@@ -2,15 +2,19 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Future, LocalCluster, Security
 
 from ..options import ClusterOptions
 from .dask_messages import content_of, event_down, topic_of
 from .dask_worker import run_call
+
+if TYPE_CHECKING:
+    from distributed.batched import BatchedSend
 
 __all__ = ["Connection", "OwnCluster"]
 
@@ -19,6 +23,7 @@ _TRY_S = 3.0
 _CLOSE_S = 2.0
 _AT_ONCE = 100
 _BYTES_AT_ONCE = 1_000_000  # of ten times as many Dask warns
+_SENT_KEPT = 10
 
 # Strongly held while they are open: in a fork of this process they stay, since to let
 # go of a client there would have Dask wait for a thread that the fork does not have.
@@ -87,7 +92,7 @@ class Connection:
         self._take_content = take
         self._worker_left = worker_left
         self._lost = lost
-        self._comm: object = None
+        self._comm: BatchedSend | None = None
         self._client: Client | None = None
         self._outbox: list[tuple[str, str, bytes]] = []
         self._has_mail = asyncio.Event()
@@ -119,7 +124,10 @@ class Connection:
         )
         _open.add(client)
         await client
-        self._comm = client.scheduler_comm
+        self._comm = comm = client.scheduler_comm
+        # Dask keeps the last thousand that it has sent, to be looked at when something
+        # goes wrong. Of ours each may carry a hundred payloads.
+        comm.recent_message_log = deque(maxlen=_SENT_KEPT)
         client.subscribe_topic(topic_of(self._session), self._take)
         client.subscribe_topic(_WORKERS, self._take_news)
         self._postman = asyncio.create_task(self._deliver())
