@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -25,7 +26,7 @@ from django_tasks_local import QueueFull, TaskCancelled, TaskFailed, WorkerLost
 from django_tasks_local.errors import StoreError, path_of
 from django_tasks_local.identity import new_owner
 from django_tasks_local.options import LocalOptions
-from django_tasks_local.stores.database.leases import Leases
+from django_tasks_local.stores.database.leases import Leases, leases_of
 from django_tasks_local.stores.database.models import (
     OwnerLease,
     StoredResult,
@@ -591,3 +592,19 @@ class TestLeases:
         assert OwnerLease.objects.using(using).filter(owner=owner).exists()
         assert not here.is_alive(owner)
         here.bury(owner)
+
+    def test_owners_are_the_same_by_whatever_links_a_file_is_found(
+        self, tmp_path: Path
+    ) -> None:
+        leases: list[Leases] = []
+        for name in ("first", "second"):
+            link = tmp_path / name
+            link.symlink_to(tmp_path / "db.sqlite3")
+            database = {**connections.settings["default"], "NAME": link}
+            with mock.patch.dict(connections.settings, {name: database}):
+                leases.append(leases_of(name))
+                del connections[name]
+        owner = new_owner()
+        leases[0].hold(owner)
+        assert leases[1].is_alive(owner)
+        leases[0].release(owner)

@@ -506,6 +506,26 @@ class TestTheFile:
             assert list(store.unfinished()) == [new]
             assert store.version() != version
 
+    def test_stays_the_same_when_a_link_to_its_directory_leads_elsewhere(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_file, "_LOOK_S", 0.0)  # it would be seen at once
+        old, new = tmp_path / "old", tmp_path / "new"
+        current = tmp_path / "current"
+        for directory in (old, new):
+            directory.mkdir()
+        current.symlink_to(old)
+        with stores_of(current / NAME) as (store,):
+            records = [ready_record(1), ready_record(2)]
+            keep(store, records[0])
+            current.unlink()
+            current.symlink_to(new)
+
+            keep(store, records[1])
+
+            assert list(store.unfinished()) == records
+        assert os.listdir(new) == []
+
     def test_processes_that_make_it_at_once_share_one(
         self, tmp_path: Path, run_script: RunScript
     ) -> None:
@@ -816,6 +836,19 @@ class TestOwners:
 
         assert not owners.is_alive(owner)
         assert not path.exists()
+
+    def test_are_the_same_by_whatever_links_the_file_is_found(
+        self, tmp_path: Path
+    ) -> None:
+        paths = [tmp_path / name / NAME for name in ("first", "second")]
+        for path in paths:
+            path.parent.mkdir()
+            path.symlink_to(tmp_path / NAME)
+        owner = new_owner()
+        with stores_of(paths[0]) as (store,), stores_of(paths[1]) as (other,):
+            store.ownership.hold(owner)
+            assert other.ownership.is_alive(owner)
+            store.ownership.release(owner)
 
     def test_file_that_is_not_usable_has_none(self, path: Path) -> None:
         path.write_bytes(b"x" * 5000)

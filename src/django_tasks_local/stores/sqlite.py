@@ -1,6 +1,7 @@
 """Results in one file, which every process of a machine sees and which outlives all."""
 
 import json
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -162,7 +163,8 @@ class SqliteStore:
     """For ``"STORE": "sqlite"``: an `OwnedResultStore` in a file of SQLite's.
 
     ``STORE_OPTIONS``: ``PATH``, by default ``django-tasks-local.sqlite3`` beside the
-    module of the settings; relative ones are so to the working directory. And
+    module of the settings; relative ones are so to the working directory, and links
+    are followed when the store is made. And
     ``DURABILITY``: with ``"full"`` what returns has reached the disk, with ``"normal"``
     (the default) it survives the process, but perhaps not a loss of power.
 
@@ -400,7 +402,7 @@ class _Owners(LockFiles):
 
 def _path_of(given: object, *, alias: str) -> Path:
     if isinstance(given, str | Path):
-        return Path(given).absolute()
+        return _real(given)
     directory = _settings_directory()
     if directory is None:
         raise ImproperlyConfigured(
@@ -408,7 +410,12 @@ def _path_of(given: object, *, alias: str) -> Path:
             "module, beside which its file could be: name one in "
             "STORE_OPTIONS['PATH']."
         )
-    return directory / _NAME
+    return _real(directory / _NAME)
+
+
+def _real(path: str | Path) -> Path:
+    """Where it leads now, whatever becomes of links: all who have the file agree."""
+    return Path(os.path.realpath(path))
 
 
 def _settings_directory() -> Path | None:

@@ -40,8 +40,8 @@ def leases_of(using: str, /) -> "Leases":
     directory = Path(tempfile.gettempdir(), f"django-tasks-local-{os.getuid()}-{name}")
     if isinstance(connection, SqliteWrapper):
         if not connection.is_in_memory_db():
-            # All who have the file see what is beside it.
-            directory = Path(f"{Path(str(settings['NAME'])).absolute()}-owners")
+            # All who have the file see what is beside it, by whatever links they go.
+            directory = Path(f"{os.path.realpath(str(settings['NAME']))}-owners")
         return Leases(using, directory=directory, has_rows=False)
     return Leases(using, directory=directory, has_rows=True)
 
