@@ -63,11 +63,20 @@ def listed(client: Client, query: str = "") -> list[str]:
     return [row.result_id for row in response.context["cl"].result_list]
 
 
-def do(client: Client, action: str, *results: LocalTaskResult[Any]) -> list[str]:
-    """Select results and have that done; what is said of it."""
+def do(
+    client: Client,
+    action: str,
+    *results: LocalTaskResult[Any],
+    are_all_selected: bool = False,
+) -> list[str]:
+    """Select results, or all that are listed, and have that done; what is said of it."""
     ids = [each.id for each in results]
     rows = StoredResult.objects.filter(result_id__in=ids)
-    data = {"action": action, "_selected_action": [str(row.pk) for row in rows]}
+    data = {
+        "action": action,
+        "_selected_action": [str(row.pk) for row in rows],
+        "select_across": "1" if are_all_selected else "0",
+    }
     response = client.post(RESULTS, data, follow=True)
     assert response.status_code == 200
     return [str(message) for message in response.context["messages"]]
@@ -167,9 +176,10 @@ class TestActions:
         held = hold.using(backend=ALIAS).enqueue(gate.port)
         gate.next_visitor()
         waiting = add.using(backend=ALIAS).enqueue(1, 2)
-        assert do(client_of(), "cancel", waiting, results[0]) == [
-            "Tasks that were cancelled: 1.",
+        assert do(client_of(), "cancel", held, waiting, results[0]) == [
             "Tasks that were finished already: 1.",
+            "Tasks that were asked to end: 1.",
+            "Tasks that were cancelled: 1.",
         ]
         waiting.join(LONG_S)
         assert waiting.errors[0].exception_class_path == path_of(TaskCancelled)
@@ -189,6 +199,19 @@ class TestActions:
             result.status for result in results
         ]
         assert again[1].return_value == {"größe": "<b>"}
+
+    def test_all_that_are_selected_are_those_that_are_listed(
+        self,
+        results: list[LocalTaskResult[Any]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(admin, "MOST_LISTED", 2)
+        monkeypatch.setattr(admin, "_AT_ONCE", 1)
+        client = client_of()
+        said = do(client, "run_again", *results[1:], are_all_selected=True)
+        assert said == ["Tasks that were enqueued again: 2."]
+        paths = StoredResult.objects.order_by("number").values_list("task_path")
+        assert [path for (path,) in paths[3:]] == ["tests.tasks.echo", "tests.tasks.fail"]
 
     def test_what_cannot_run_again_is_named(
         self, results: list[LocalTaskResult[Any]]

@@ -119,12 +119,13 @@ class TestCancel:
         ):
             ended = other.enqueue(add, 1, 2)
             find(ended).join(LONG_S)
-            other.enqueue(hold, gate.port)
+            running = other.enqueue(hold, gate.port)
             gate.next_visitor()
             waiting = other.enqueue(add, 1, 2)
-            assert run("cancel", waiting, ended) == [
+            assert run("cancel", waiting, ended, running) == [
                 f"{waiting} is cancelled.",
                 f"{ended} was finished already.",
+                f"{running} runs, and is asked to end.",
             ]
             find(waiting).join(LONG_S)
             assert find(waiting).attempts == 0

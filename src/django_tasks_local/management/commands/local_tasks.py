@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, override
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.tasks import task_backends
+from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 from django_tasks_local.backend import FuturesBackend
@@ -105,10 +105,9 @@ class Command(BaseCommand):
         for result_id in ids:
             for state in states:
                 try:
-                    is_in_time = state.cancel(result_id)
+                    said = _cancel(state, result_id)
                 except TaskResultDoesNotExist:
                     continue
-                said = "is cancelled" if is_in_time else "was finished already"
                 self.stdout.write(f"{result_id} {said}.")
                 break
             else:
@@ -148,6 +147,15 @@ def _states(aliases: Sequence[str] | None) -> list[ExecutorState]:
             "'sqlite' or 'database'."
         )
     return states
+
+
+def _cancel(state: ExecutorState, result_id: str) -> str:
+    """Cancel a task; what has become of it. Raises TaskResultDoesNotExist."""
+    if not state.cancel(result_id):
+        return "was finished already"
+    if state.get_result(result_id).status is TaskResultStatus.RUNNING:
+        return "runs, and is asked to end"
+    return "is cancelled"
 
 
 def _store_of(state: ExecutorState) -> OwnedResultStore:

@@ -5,7 +5,9 @@ shows the latest `MOST_LISTED` of these.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import batched
 from typing import TYPE_CHECKING, Any, override
 
 from django.contrib import admin, messages
@@ -37,6 +39,9 @@ else:
 
 MOST_LISTED = 10_000
 """How many results a list shows at most, the latest ones."""
+
+_AT_ONCE = 200
+_TOO_LATE = "finished already"
 
 
 def _values_of(rows: QuerySet[StoredResult], field: str) -> Iterator[str]:
@@ -256,44 +261,43 @@ class _StoredResultAdmin(_StoredAdmin):
     def cancel(self, request: HttpRequest, queryset: QuerySet[StoredResult]) -> None:
         """End what waits at once, and ask what runs to end."""
 
-        def cancel(row: StoredResult) -> bool:
+        def cancel(row: StoredResult) -> str:
+            backend = task_backends[row.alias]
             # One of this library's has it.
-            cancel = getattr(task_backends[row.alias], "cancel", None)
+            cancel = getattr(backend, "cancel", None)
             if cancel is None:
                 raise TaskException(f"TASKS[{row.alias!r}] cannot cancel tasks.")
-            return bool(cancel(row.result_id))
+            if not cancel(row.result_id):
+                return _TOO_LATE
+            status = backend.get_result(row.result_id).status
+            is_running = status is TaskResultStatus.RUNNING
+            return "asked to end" if is_running else "cancelled"
 
-        self._do(request, queryset, cancel, done="cancelled", left="finished already")
+        self._do(request, queryset, cancel)
 
     @admin.action(description="Run the selected tasks again", permissions=["run"])
     def run_again(self, request: HttpRequest, queryset: QuerySet[StoredResult]) -> None:
         """Enqueue each once more, with the same arguments."""
 
-        def run_again(row: StoredResult) -> bool:
+        def run_again(row: StoredResult) -> str:
             backend = task_backends[row.alias]
             result = backend.get_result(row.result_id)
             backend.enqueue(result.task, result.args, result.kwargs)
-            return True
+            return "enqueued again"
 
-        self._do(request, queryset, run_again, done="enqueued again", left="")
+        self._do(request, queryset, run_again)
 
     def _do(
         self,
         request: HttpRequest,
         rows: QuerySet[StoredResult],
-        action: Callable[[StoredResult], bool],
-        *,
-        done: str,
-        left: str,
+        action: Callable[[StoredResult], str],
     ) -> None:
-        """Do it to each, and tell of how many it could be done."""
-        done_count = left_count = 0
-        for row in rows.order_by("number"):
+        """Do it to each, and tell to how many what was done."""
+        counts = Counter[str]()
+        for row in _listed(rows):
             try:
-                if action(row):
-                    done_count += 1
-                else:
-                    left_count += 1
+                counts[action(row)] += 1
             # TypeError: a task that has changed since may not take its arguments.
             # NotImplementedError: the alias has a backend that keeps no results.
             except (
@@ -304,12 +308,19 @@ class _StoredResultAdmin(_StoredAdmin):
             ) as err:
                 text = f"{row.task_path} {row.result_id}: {err}"
                 self.message_user(request, text, messages.ERROR)
-        if done_count:
-            text = f"Tasks that were {done}: {done_count}."
-            self.message_user(request, text, messages.SUCCESS)
-        if left_count:
-            text = f"Tasks that were {left}: {left_count}."
-            self.message_user(request, text, messages.WARNING)
+        for done, count in counts.items():
+            level = messages.WARNING if done == _TOO_LATE else messages.SUCCESS
+            self.message_user(request, f"Tasks that were {done}: {count}.", level)
+
+
+def _listed(rows: QuerySet[StoredResult]) -> Iterator[StoredResult]:
+    """Those that a list shows, the earliest first.
+
+    Where all of them are selected, Django gives also what the list does not show.
+    """
+    numbers = rows.order_by("-number").values_list("number", flat=True)[:MOST_LISTED]
+    for some in batched(sorted(numbers), _AT_ONCE):
+        yield from rows.filter(number__in=some).order_by("number")
 
 
 class _UnreadableResultAdmin(_UnreadableAdmin):
