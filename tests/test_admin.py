@@ -69,7 +69,7 @@ def do(
     *results: LocalTaskResult[Any],
     are_all_selected: bool = False,
 ) -> list[str]:
-    """Select results, or all that are listed, and have that done; what is said of it."""
+    """Select results, or all of the list, and have that done; what is said of it."""
     ids = [each.id for each in results]
     rows = StoredResult.objects.filter(result_id__in=ids)
     data = {
@@ -211,7 +211,10 @@ class TestActions:
         said = do(client, "run_again", *results[1:], are_all_selected=True)
         assert said == ["Tasks that were enqueued again: 2."]
         paths = StoredResult.objects.order_by("number").values_list("task_path")
-        assert [path for (path,) in paths[3:]] == ["tests.tasks.echo", "tests.tasks.fail"]
+        assert [path for (path,) in paths[3:]] == [
+            "tests.tasks.echo",
+            "tests.tasks.fail",
+        ]
 
     def test_what_cannot_run_again_is_named(
         self, results: list[LocalTaskResult[Any]]

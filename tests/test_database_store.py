@@ -1,6 +1,7 @@
 """The database store, on each kind of database."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -500,6 +501,35 @@ class TestFaults:
         )
 
 
+class TestMigrations:
+    @pytest.mark.parametrize("kind", ["AutoField", "BigAutoField"])
+    def test_none_is_missing_whatever_a_projects_keys_are(
+        self, run_script: RunScript, kind: str
+    ) -> None:
+        run_script(
+            f"""
+            from tests.small_project import configure
+            configure(
+                INSTALLED_APPS=["django_tasks_local.stores.database"],
+                DEFAULT_AUTO_FIELD="django.db.models.{kind}",
+            )
+            from django.core.management import call_command
+            call_command("makemigrations", check=True, dry_run=True)
+            """
+        )
+
+
+def set_time_zone(using: str, zone: str) -> None:
+    """Have the database tell its time so, on this thread's connection."""
+    connection = connections[using]
+    statement = {"mysql": "SET time_zone = %s", "postgresql": "SET TIME ZONE %s"}.get(
+        connection.vendor
+    )
+    if statement is not None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [zone])
+
+
 class TestLeases:
     """Owners on machines that cannot see each other's files."""
 
@@ -572,7 +602,7 @@ class TestLeases:
         same.hold(owner)
         self.die(same)
         rows = OwnerLease.objects.using(using)
-        rows.create(owner=ancient)
+        rows.create(owner=ancient, renewed_at=Now())
         rows.filter(owner=ancient).update(renewed_at=Now() - timedelta(days=2))
         here.hold(me)
         assert [row.owner for row in rows.all()] == [me]
@@ -592,6 +622,23 @@ class TestLeases:
         assert OwnerLease.objects.using(using).filter(owner=owner).exists()
         assert not here.is_alive(owner)
         here.bury(owner)
+
+    def test_a_servers_summer_time_makes_nobody_old(
+        self, using: str, tmp_path: Path
+    ) -> None:
+        here, there = (
+            self.make(using, tmp_path / name, lease_s=60.0) for name in ("a", "b")
+        )
+        me, other = new_owner(), new_owner()
+        set_time_zone(using, "+01:00")
+        there.hold(other)
+        here.hold(me)
+        here._watching_since_s = -math.inf  # long enough to know
+        set_time_zone(using, "+02:00")
+        assert here.is_alive(other)
+        there.release(other)
+        here.release(me)
+        connections[using].close()
 
     def test_owners_are_the_same_by_whatever_links_a_file_is_found(
         self, tmp_path: Path

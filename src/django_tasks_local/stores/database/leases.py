@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any, override
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import DatabaseWrapper as SqliteWrapper
 from django.db.models.functions import Now
+from django.db.models.sql.compiler import SQLCompiler
 
 from ...connections import close_connections
 from ...errors import StoreError
@@ -44,6 +47,17 @@ def leases_of(using: str, /) -> "Leases":
             directory = Path(f"{os.path.realpath(str(settings['NAME']))}-owners")
         return Leases(using, directory=directory, has_rows=False)
     return Leases(using, directory=directory, has_rows=True)
+
+
+class _UtcNow(Now):
+    """The database's time, which no server's summer time changes."""
+
+    @override
+    def as_mysql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> tuple[str, tuple[str | int, ...]]:
+        template = "UTC_TIMESTAMP(6)"  # the others keep the time zone, or have none
+        return self.as_sql(compiler, connection, template=template, **extra)
 
 
 class Leases:
@@ -125,7 +139,7 @@ class Leases:
             ):
                 return True  # for all that is known, nobody could have renewed it
             lease = timedelta(seconds=self._lease_s)
-            return not rows.filter(renewed_at__lt=Now() - lease).exists()
+            return not rows.filter(renewed_at__lt=_UtcNow() - lease).exists()
 
     def release(self, owner: str, /) -> None:
         with self._renewal:  # which could bring the row back
@@ -162,13 +176,13 @@ class Leases:
 
     def _drop_old_rows(self) -> None:
         rows = OwnerLease.objects.using(self._using)
-        rows.filter(renewed_at__lt=Now() - _FORGOTTEN).delete()
+        rows.filter(renewed_at__lt=_UtcNow() - _FORGOTTEN).delete()
 
     def _renew_rows(self, owners: Sequence[str]) -> None:
         rows = OwnerLease.objects.using(self._using)
         for owner in owners:
-            if not rows.filter(owner=owner).update(renewed_at=Now()):
-                rows.create(owner=owner)
+            if not rows.filter(owner=owner).update(renewed_at=_UtcNow()):
+                rows.create(owner=owner, renewed_at=_UtcNow())
         now_s = time.monotonic()
         if now_s - self._seen_at_s > self._lease_s / 2:
             self._watching_since_s = now_s

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import ClassVar, override
 
 from django.db import models
-from django.db.models.functions import Now
+from django.db.models.expressions import Combinable
 
 __all__ = ["OwnerLease", "StoredResult", "UnreadableResult"]
 
@@ -18,7 +18,7 @@ type _Text = models.TextField[str, str]
 type _Value = models.TextField[str | None, str | None]
 type _KnownTime = models.FloatField[float, float]
 type _Time = models.FloatField[float | None, float | None]
-type _Moment = models.DateTimeField[datetime, datetime]
+type _Moment = models.DateTimeField[datetime | Combinable, datetime]
 
 
 class StoredResult(models.Model):
@@ -86,6 +86,7 @@ class StoredResult(models.Model):
 class UnreadableResult(models.Model):
     """A row that was no result, set aside so that nobody meets it again."""
 
+    id: _Number = models.BigAutoField(primary_key=True)
     alias: _Name = models.CharField(max_length=255)
     noticed_at: _KnownTime = models.FloatField()
     reason: _Text = models.TextField()
@@ -105,7 +106,7 @@ class OwnerLease(models.Model):
     """Somebody owns tasks, and has said so lately by the database's clock."""
 
     owner: _Name = models.CharField(max_length=255, primary_key=True)
-    renewed_at: _Moment = models.DateTimeField(db_default=Now())
+    renewed_at: _Moment = models.DateTimeField()
 
     class Meta:
         """As above."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import django.db.models.functions.datetime
 from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
 
@@ -17,12 +16,7 @@ class Migration(migrations.Migration):
                     "owner",
                     models.CharField(max_length=255, primary_key=True, serialize=False),
                 ),
-                (
-                    "renewed_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
-                ),
+                ("renewed_at", models.DateTimeField()),
             ],
             options={
                 "verbose_name": "owner of tasks",
@@ -32,15 +26,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="UnreadableResult",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(
-                        auto_created=True,
-                        primary_key=True,
-                        serialize=False,
-                        verbose_name="ID",
-                    ),
-                ),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("alias", models.CharField(max_length=255)),
                 ("noticed_at", models.FloatField()),
                 ("reason", models.TextField()),
