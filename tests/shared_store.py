@@ -222,6 +222,22 @@ class SlowToLook(OwnedStore):
         return super().owners()
 
 
+class SlowToAdopt(OwnedStore):
+    """One that tells when the test wants of all but the first of a dead owner's."""
+
+    def __init__(self, options: LocalOptions, /, *, alias: str) -> None:
+        super().__init__(options, alias=alias)
+        self.may_go_on = threading.Semaphore(0)
+
+    @override
+    def owned_by(self, owner: str, /) -> Iterator[Record]:
+        is_dead = not self.ownership.is_alive(owner)
+        for number, record in enumerate(super().owned_by(owner)):
+            if is_dead and number:
+                self.may_go_on.acquire()
+            yield record
+
+
 class CountingStore(SharedStore):
     """Counts its look-ups, and fails when it is told to."""
 

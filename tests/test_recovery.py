@@ -17,8 +17,15 @@ from django.tasks.exceptions import InvalidTask
 from django.tasks.signals import task_finished, task_started
 from django.test import override_settings
 
-from django_tasks_local import LocalTaskResult, TaskCancelled, TaskFailed, WorkerLost
+from django_tasks_local import (
+    LocalTaskResult,
+    TaskCancelled,
+    TaskFailed,
+    WorkerLost,
+    recovery,
+)
 from django_tasks_local.errors import path_of
+from django_tasks_local.records import apply_cancel_request
 from django_tasks_local.recovery import Recovery
 from django_tasks_local.state import drain, get_executor_state, shutdown_executor
 
@@ -33,7 +40,7 @@ from .recovering_tasks import (
     sleep_for_ever,
     tell_and_hold,
 )
-from .shared_store import SlowToLeave, SlowToLook
+from .shared_store import SlowToAdopt, SlowToLeave, SlowToLook
 from .tasks import add, hold, own_pid
 
 THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
@@ -335,6 +342,33 @@ class TestCancellingElsewhere:
             handle.join(LONG_S)
             assert handle.status is FAILED
             assert handle.errors[-1].exception_class_path == path_of(TaskCancelled)
+
+    def test_what_runs_is_stopped_while_its_owner_takes_others_over(
+        self,
+        path: Path,
+        share: Open,
+        gate: Gate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(recovery, "_CLAIMED_AT_ONCE", 1)
+        setting = setting_of(path, STORE="tests.shared_store.OwnedStore")
+        with OtherProcess(path, setting) as other:
+            other.enqueue_many(add, 3, 1, 2, in_s=3600.0)
+            other.kill()
+        share(setting_of(path, "loop", STORE="tests.shared_store.SlowToAdopt"))
+        handle = sleep_for_ever.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor().let_go()
+        store = get_executor_state(ALIAS).store
+        assert isinstance(store, SlowToAdopt)
+        # As another process does it.
+        (record,) = store.get([handle.id]).values()
+        assert store.save([apply_cancel_request(record)]) == [True]
+        store.may_go_on.release()
+        try:
+            handle.join(LONG_S)  # though the third has not been told of yet
+        finally:
+            store.may_go_on.release(2)
+        assert handle.errors[-1].exception_class_path == path_of(TaskCancelled)
 
     def test_what_a_dead_process_has_left_needs_no_other(
         self, path: Path, share: Open, gate: Gate

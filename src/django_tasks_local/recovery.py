@@ -192,9 +192,15 @@ class Recovery:
             count += adopted
             with self._lock:  # at once: they may run already, and somebody may ask
                 self.adopted_count += adopted
+            self._heed_cancel_requests()  # which do not wait until all are taken
         if owner not in self._store.owners():
             self._store.ownership.bury(owner)
         return count
+
+    def _heed_cancel_requests(self) -> None:
+        if self._tasks.has_tasks:
+            for record in self._store.cancel_requests(self._owner):
+                self._tasks.heed_cancel_request(record)
 
     def _dead_owners(self) -> Iterator[str]:
         for owner in self._store.owners():
@@ -210,10 +216,8 @@ class Recovery:
             if self._renew_at_s is not None and time.monotonic() >= self._renew_at_s:
                 self._note_renewal(self._store.ownership)
             self._tasks.see_to_own(owner=self._owner)
+            self._heed_cancel_requests()
             self.adopt()
-            if self._tasks.has_tasks:
-                for record in self._store.cancel_requests(self._owner):
-                    self._tasks.heed_cancel_request(record)
             pause_s = _LOOK_S if self._store.version() is not None else _SLOW_LOOK_S
             self._is_failing = False
         except Exception:  # a store's that is away: it may come back
