@@ -1,10 +1,13 @@
 """What becomes of tasks on a Dask cluster whose parts die, leave and come back."""
 
 import os
+import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +23,8 @@ from django_tasks_local import (
     WorkerLost,
 )
 from django_tasks_local.errors import path_of
+from django_tasks_local.executors import dask, dask_cluster
+from django_tasks_local.state import shutdown_executor
 
 from .conftest import RunScript, write_files
 from .dask_certificates import make_certificates
@@ -50,6 +55,19 @@ def free_port() -> int:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().split()
+
+
+def wait_until_refused(waiting: LocalTaskResult[Any]) -> str:
+    """Enqueue now and then until that raises; what it says."""
+    ends_at = time.monotonic() + LONG_S
+    while time.monotonic() < ends_at:
+        with pytest.raises(TimeoutError):
+            waiting.wait(0.1)
+        try:
+            add.using(backend=ALIAS).enqueue(1, 2)
+        except ClusterUnreachable as err:
+            return str(err)
+    raise AssertionError
 
 
 class TestWorkers:
@@ -171,14 +189,15 @@ class TestScheduler:
         self, own: DaskCluster
     ) -> None:
         port = free_port()
-        with on(f"tcp://127.0.0.1:{port}", MAX_PENDING=3, MAX_WORKERS=2):
+        with on(f"tcp://127.0.0.1:{port}", MAX_PENDING=5, MAX_WORKERS=2):
             handles = [add.using(backend=ALIAS).enqueue(n, 1) for n in range(5)]
-            with pytest.raises(QueueFull):
+            with pytest.raises(QueueFull, match="5 tasks are waiting, and"):
                 add.using(backend=ALIAS).enqueue(5, 1)
             assert {handle.status for handle in handles} == {READY}
             own.start_scheduler(port=port)
             own.start_worker()
             assert [handle.wait(LONG_S) for handle in handles] == [1, 2, 3, 4, 5]
+            assert add.using(backend=ALIAS).enqueue(5, 1).wait(LONG_S) == 6
 
     def test_once_it_was_away_for_too_long_nothing_is_taken_until_it_is_back(
         self, own: DaskCluster
@@ -194,6 +213,45 @@ class TestScheduler:
             own.start_worker()
             assert first.wait(LONG_S) == 3
             assert add.using(backend=ALIAS).enqueue(3, 4).wait(LONG_S) == 7
+
+    def test_what_listens_and_says_nothing_is_tried_again(
+        self, own: DaskCluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dask, "_OPEN_S", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port: int = silent.getsockname()[1]
+            stack = ExitStack()
+            stack.enter_context(on(f"tcp://127.0.0.1:{port}", CONNECT_TIMEOUT=0.5))
+            first = add.using(backend=ALIAS).enqueue(1, 2)
+            reason = wait_until_refused(first)
+        with stack:
+            assert "it does not answer" in reason
+            own.start_scheduler(port=port)
+            own.start_worker()
+            assert first.wait(LONG_S) == 3
+
+    def test_what_listens_and_says_nothing_holds_up_no_end(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            with on(f"tcp://127.0.0.1:{port}", SHUTDOWN_TIMEOUT=0.1):
+                handle = add.using(backend=ALIAS).enqueue(1, 2)
+                shutdown_executor(ALIAS)
+                assert error_of(handle) == LOST
+
+    def test_nothing_is_taken_while_one_stands_still_for_too_long(
+        self, own: DaskCluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dask_cluster, "_PULSE_S", 0.05)
+        scheduler = own.start_scheduler()
+        own.start_worker()
+        with on(own.address, CONNECT_TIMEOUT=0.5):
+            assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
+            scheduler.interrupt(signal.SIGSTOP)
+            first = add.using(backend=ALIAS).enqueue(3, 4)
+            assert "it does not answer" in wait_until_refused(first)
+            scheduler.interrupt(signal.SIGCONT)
+            assert first.wait(LONG_S) == 7
+            assert add.using(backend=ALIAS).enqueue(5, 6).wait(LONG_S) == 11
 
     def test_one_that_is_killed_and_comes_back_leaves_nothing_behind(
         self, own: DaskCluster, gate: Gate, other_gate: Gate, tmp_path: Path

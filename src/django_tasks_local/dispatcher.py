@@ -108,6 +108,7 @@ class Dispatcher(WorkerHost):
         self._run: _Run = self._run_by_future
         # Those of a `DistantExecutor`.
         self._check_reachable: Callable[[], None] | None = None
+        self._waiting_count: Callable[[], int] | None = None
         self._withdraw: Callable[[str], None] | None = None
         self._executor_lock = threading.Lock()
         # Of two that adopt one task in one process at once, the one that loses would
@@ -125,6 +126,7 @@ class Dispatcher(WorkerHost):
                     executor = self._options.executor(self._options, host=self)
                     self._run = getattr(executor, "run", self._run_by_future)
                     self._check_reachable = getattr(executor, "check_reachable", None)
+                    self._waiting_count = getattr(executor, "waiting_count", None)
                     self._withdraw = getattr(executor, "withdraw", None)
                     self._executor = executor
         return self._executor
@@ -142,7 +144,8 @@ class Dispatcher(WorkerHost):
         """
         if self._check_reachable is not None:
             self._check_reachable()
-        self._slots.admit(jobs)
+        count = 0 if self._waiting_count is None else self._waiting_count()
+        self._slots.admit(jobs, waiting_elsewhere=count)
 
     def refuse(self, jobs: Sequence[Job], /) -> None:
         """Give the places back, of tasks that were not stored after all.

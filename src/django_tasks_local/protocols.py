@@ -209,6 +209,13 @@ class DistantExecutor(TaskExecutor, Protocol):
         """
         ...
 
+    def waiting_count(self) -> int:
+        """How many of its calls have not begun: they count for ``MAX_PENDING``.
+
+        Any thread may call it; it does not block.
+        """
+        ...
+
     def withdraw(self, result_id: str, /) -> None:
         """A task was cancelled: a call that has not begun need not do so.
 

@@ -62,11 +62,19 @@ class Slots:
 
     # From its enqueue to its slot.
 
-    def admit(self, jobs: Sequence[Job], /, *, is_limited: bool = True) -> None:
+    def admit(
+        self,
+        jobs: Sequence[Job],
+        /,
+        *,
+        is_limited: bool = True,
+        waiting_elsewhere: int = 0,
+    ) -> None:
         """Take places in the queue for tasks that are about to be stored.
 
         For all or none. Raises QueueFull where there are not as many, unless that is
-        not to be asked, and Retired once `retire` was called.
+        not to be asked, and Retired once `retire` was called. Of the tasks with slots
+        `waiting_elsewhere` take places too.
         """
         limit = self._max_pending if is_limited else None
         give_way(self._lock)
@@ -74,10 +82,11 @@ class Slots:
             self._withdraw_abandoned()
             if self._is_retired:
                 raise Retired
-            if limit is not None and self._pending + len(jobs) > limit:
+            pending = self._pending + waiting_elsewhere
+            if limit is not None and pending + len(jobs) > limit:
                 more = f", {len(jobs)} more would be," if len(jobs) > 1 else ","
                 raise QueueFull(
-                    f"{self._pending} tasks are waiting{more} and "
+                    f"{pending} tasks are waiting{more} and "
                     f"TASKS[{self._alias!r}]['OPTIONS']['MAX_PENDING'] is {limit}."
                 )
             self._pending += len(jobs)

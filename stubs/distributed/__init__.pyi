@@ -33,6 +33,7 @@ class _Loop:
 
 class _Scheduler:
     address: str
+    async def echo(self, *, data: bytes) -> bytes: ...
     async def log_event(self, *, topic: str | Sequence[str], msg: object) -> None: ...
 
 class Client:

@@ -64,6 +64,8 @@ _HANDED_IN_TIMES = 3
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _END_S = 1.0
+_OPEN_S = 5.0
+_SILENT = "it does not answer"
 _FAILED = "TASKS[%r]: what goes to the Dask scheduler has failed"
 _NOBODY = "dask"  # as a worker's address, where none is known
 _SHUT_DOWN = "Its alias was shut down before the task could run."
@@ -99,7 +101,7 @@ class DaskExecutor:
         self._thread: threading.Thread | None = None
         self._ends_at: float | None = None
         self._unreachable_since: float | None = None
-        self._why = "it has not been tried yet"
+        self._why = _SILENT
         # What follows is the loop's thread's own.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
@@ -156,15 +158,21 @@ class DaskExecutor:
 
     def check_reachable(self) -> None:
         """Raise ClusterUnreachable where the cluster has been away for too long."""
-        since, options = self._unreachable_since, self._options.cluster
+        since, why = self._unreachable_since, self._why
+        connection, options = self._connection, self._options.cluster
+        if since is None and connection is not None:
+            since, why = connection.unanswered_since, _SILENT
         if since is None or (options.address is None and not self._is_told):
             return  # one's own may take long to start
         away_s = time.monotonic() - since
         if away_s > options.connect_timeout_s:
             raise ClusterUnreachable(
                 f"TASKS[{self._host.alias!r}]: {self._scheduler} has not been reached "
-                f"for {away_s:.0f} s ({self._why}), and no task is taken until it is."
+                f"for {away_s:.0f} s ({why}), and no task is taken until it is."
             )
+
+    def waiting_count(self) -> int:
+        return len(self._calls) - len(self._by_token)
 
     def interrupt(
         self, result_id: str, /, *, attempt: int, reason: Interruption
@@ -255,7 +263,7 @@ class DaskExecutor:
                         self._tell_outage()
                     await self._hang_up()
                 else:
-                    await self._rest(pause_s)
+                    await self._wait_for(None, pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
             for follow in self._follows:
@@ -264,15 +272,25 @@ class DaskExecutor:
                 await self._own.close()
                 self._own = None
 
-    async def _rest(self, pause_s: float) -> None:
-        """Wait so long, or until it is time to end."""
-        until = time.monotonic() + pause_s
-        while not self._is_at_end() and (left_s := until - time.monotonic()) > 0:
+    async def _wait_for(
+        self, task: "asyncio.Task[None] | None", limit_s: float
+    ) -> None:
+        """Wait until it is done, so long, or until it is time to end."""
+        until = time.monotonic() + limit_s
+        while not (self._is_at_end() or (task is not None and task.done())):
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return
             self._changed.clear()
             if self._ends_at is not None:
                 left_s = min(left_s, max(0.0, self._ends_at - time.monotonic()))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left_s)
+            changed = asyncio.create_task(self._changed.wait())
+            await asyncio.wait(
+                [changed] if task is None else [changed, task],
+                timeout=left_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            changed.cancel()
 
     def _is_at_end(self) -> bool:
         """Whether there is nothing more to do, or no time left for it."""
@@ -297,7 +315,10 @@ class DaskExecutor:
                 worker_left=self._worker_left,
                 lost=self._connection_lost,
             )
-            await connection.open()
+            if self._own is None:
+                await self._open(connection)
+            else:
+                await connection.open()  # which starts it, and may take long
         except Exception as err:  # whatever Dask or the network raise: it is not there
             self._why = str(err) or type(err).__name__
             self._tell_outage()
@@ -309,6 +330,15 @@ class DaskExecutor:
         self._is_lost = self._is_told = False
         self._unreachable_since = None
         return True
+
+    async def _open(self, connection: "Connection") -> None:
+        """Connect to who answers in time: anything may listen there."""
+        opening = asyncio.create_task(connection.open())
+        await self._wait_for(opening, _OPEN_S)
+        if opening.cancel():
+            await asyncio.wait([opening], timeout=_END_S)
+            raise TimeoutError(_SILENT)
+        await opening
 
     def _tell_outage(self) -> None:
         """Once, however often it is tried."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ __all__ = ["Connection", "OwnCluster"]
 _WORKERS = "all"  # Dask's own topic of what becomes of them
 _TRY_S = 3.0
 _CLOSE_S = 2.0
+_PULSE_S = 1.0
 _AT_ONCE = 100
 _BYTES_AT_ONCE = 1_000_000  # of ten times as many Dask warns
 _SENT_KEPT = 10
@@ -96,7 +98,10 @@ class Connection:
         self._client: Client | None = None
         self._outbox: list[tuple[str, str, bytes]] = []
         self._has_mail = asyncio.Event()
-        self._postman: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.unanswered_since: float | None = None
+        """When the scheduler was asked, by the monotonic clock, for signs of life that
+        have not come yet. Any thread may look."""
 
     @property
     def is_open(self) -> bool:
@@ -130,7 +135,9 @@ class Connection:
         comm.recent_message_log = deque(maxlen=_SENT_KEPT)
         client.subscribe_topic(topic_of(self._session), self._take)
         client.subscribe_topic(_WORKERS, self._take_news)
-        self._postman = asyncio.create_task(self._deliver())
+        self._tasks = [
+            asyncio.create_task(each) for each in (self._deliver(), self._feel_pulse())
+        ]
 
     def _security(self) -> Security | None:
         if self._own is not None:
@@ -182,6 +189,17 @@ class Connection:
         except Exception:  # Dask's, or the network's
             self._lost()  # what was not delivered is answered by nobody
 
+    async def _feel_pulse(self) -> None:
+        """See whether the scheduler answers: one that stands still keeps its socket."""
+        assert self._client is not None  # as it is open
+        while True:
+            if self.unanswered_since is None:
+                self.unanswered_since = time.monotonic()
+            with suppress(Exception):  # Dask's, or the network's: so it has not
+                await self._client.scheduler.echo(data=b"")
+                self.unanswered_since = None
+            await asyncio.sleep(_PULSE_S)
+
     async def _send(self, workers: set[str], message: list[object]) -> None:
         assert self._client is not None  # as it is open
         try:
@@ -203,8 +221,8 @@ class Connection:
 
     async def close(self) -> None:
         """Hang up: Dask forgets what it was given, but for what runs."""
-        if self._postman is not None:
-            self._postman.cancel()
+        for task in self._tasks:
+            task.cancel()
         client = self._client
         if client is not None:
             for topic in (topic_of(self._session), _WORKERS):
