@@ -253,6 +253,34 @@ class TestScheduler:
             assert first.wait(LONG_S) == 7
             assert add.using(backend=ALIAS).enqueue(5, 6).wait(LONG_S) == 11
 
+    def test_who_asks_one_that_stands_still_is_answered_later(
+        self, own: DaskCluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        asked = tmp_path / "asked"
+        scheduler = own.start_scheduler()
+        own.start_worker(
+            "--preload",
+            "tests.dask_impatient",
+            threads=1,
+            environ={"TESTS_ASKED": str(asked)},
+        )
+        with on(own.address):
+            first = hold.using(backend=ALIAS).enqueue(gate.port, "x")
+            visitor = gate.next_visitor()
+            # One more waits on the worker.
+            others = [add.using(backend=ALIAS).enqueue(n, 1) for n in range(2)]
+            own.wait_for_tasks(3)
+            before = len(lines(asked))
+            scheduler.interrupt(signal.SIGSTOP)
+            visitor.let_go()
+            ends_at = time.monotonic() + LONG_S
+            while len(lines(asked)) < before + 20:
+                assert time.monotonic() < ends_at
+            scheduler.interrupt(signal.SIGCONT)
+            assert first.wait(LONG_S) == "x"
+            assert [other.wait(LONG_S) for other in others] == [1, 2]
+            assert {other.attempts for other in others} == {1}
+
     def test_one_that_is_killed_and_comes_back_leaves_nothing_behind(
         self, own: DaskCluster, gate: Gate, other_gate: Gate, tmp_path: Path
     ) -> None:

@@ -40,7 +40,6 @@ from .dask_messages import (
     Refused,
     ToWorker,
     Unanswered,
-    Wait,
     pack,
     pack_payload,
     unpack_from_worker,
@@ -633,8 +632,6 @@ class DaskExecutor:
             self._errands.run(partial(self._start, call, ask.at))
         elif call.beginning is not None:  # the answer was lost
             self._tell(call, call.beginning)
-        elif call.is_starting:
-            self._tell(call, Wait())
 
     def _start(self, call: DaskCall, at: Timestamp) -> None:
         record = None

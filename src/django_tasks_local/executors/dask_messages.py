@@ -28,7 +28,6 @@ __all__ = [
     "Sent",
     "ToWorker",
     "Unanswered",
-    "Wait",
     "content_of",
     "event_down",
     "event_up",
@@ -87,10 +86,6 @@ class Begin(NamedTuple):
     record: Record
 
 
-class Wait(NamedTuple):
-    """The answer comes, but takes long."""
-
-
 class Decline(NamedTuple):
     """Nothing more is wanted of the call."""
 
@@ -101,7 +96,7 @@ class Interrupt(NamedTuple):
     reason: Interruption
 
 
-type ToWorker = Begin | Wait | Decline | Interrupt | Reply | Watched
+type ToWorker = Begin | Decline | Interrupt | Reply | Watched
 
 
 # What the Dask task returns.
@@ -126,7 +121,7 @@ class Refused(NamedTuple):
 
 
 class Unanswered(NamedTuple):
-    """The worker has asked whether it may begin, and heard nothing."""
+    """The worker has not begun, as Dask had told it to let go of the task."""
 
 
 type Answer = Sent | Outcome | BootFailed | Refused | Unanswered

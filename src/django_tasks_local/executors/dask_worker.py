@@ -60,7 +60,6 @@ from .dask_messages import (
     Sent,
     ToWorker,
     Unanswered,
-    Wait,
     content_of,
     event_down,
     event_up,
@@ -91,7 +90,7 @@ __all__ = ["dask_setup", "pack_payload", "run_call"]
 _HEARD_S = 0.2
 _HEARD_TIMES = 50
 _ASK_AGAIN_S = 5.0
-_ASK_TIMES = 6
+_PATIENT_TIMES = 6
 # Larger outcomes do not go through the scheduler, which keeps the last events.
 _LONGEST_EVENT = 10_000
 
@@ -259,7 +258,6 @@ class _Call:
             asyncio.get_running_loop().create_future()
         )
         self._arrival = threading.Condition()
-        self._has_to_wait = False
         self._is_cancelled = False
         self._is_given_up = False
         self._interruption: Interruption | None = None
@@ -284,15 +282,16 @@ class _Call:
         return pack_result(Sent())
 
     async def _ask(self, at: Timestamp) -> Record | Decline | None:
-        asked = 0
-        while asked < _ASK_TIMES and self._is_wanted():
-            asked += 1
+        """For as long as it takes: an answer that comes late must find it here."""
+        for asked in count(1):
+            if not self._is_wanted():
+                break
             self._send(Ask(self._payload.key, at))
             await asyncio.wait([self._beginning], timeout=_ASK_AGAIN_S)
             if self._beginning.done():
                 return self._beginning.result()
-            if self._has_to_wait:
-                self._has_to_wait, asked = False, 0
+            if asked == _PATIENT_TIMES:  # who should answer may be away for long
+                self._let_others_run(since=at)
         return None
 
     async def _in_thread(self, beginning: Record, run: Run) -> Outcome:
@@ -357,8 +356,6 @@ class _Call:
         match message:
             case Begin():
                 self._begin(message.record)
-            case Wait():
-                self._has_to_wait = True
             case Decline():
                 self._begin(message)
                 self._is_given_up = True
@@ -470,14 +467,18 @@ class _Call:
     def _secede(self) -> None:
         """Let the Dask worker run another task meanwhile, on another thread."""
         secede_thread()
-        worker = self._channel.worker
-        worker.loop.add_callback(
-            worker.handle_stimulus,
+        loop = self._channel.worker.loop
+        loop.add_callback(self._let_others_run, since=self._began_at)
+
+    def _let_others_run(self, *, since: Timestamp) -> None:
+        """The Dask worker may have another in this one's place: on its event loop."""
+        now = time.time()
+        self._channel.worker.handle_stimulus(
             SecedeEvent(
                 key=self._payload.key,
-                compute_duration=time.time() - self._began_at,
-                stimulus_id=f"secede-{time.time()}",
-            ),
+                compute_duration=now - since,
+                stimulus_id=f"secede-{now}",
+            )
         )
 
     def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:
