@@ -166,6 +166,12 @@ class DaskCluster:
         with Client(self.address, set_as_default=False) as client:
             client.run(_pause, workers=[address])
 
+    def has_set_up(self, address: str) -> bool:
+        """Whether a worker has set Django up."""
+        with Client(self.address, set_as_default=False) as client:
+            answers: dict[str, bool] = client.run(_is_set_up, workers=[address])
+        return answers[address]
+
     def wait_for_tasks(self, count: int) -> None:
         """Block until the scheduler has been told of so many that have not ended."""
         ends_at = time.monotonic() + _LONG_S
@@ -192,6 +198,12 @@ class DaskCluster:
 
 def _count_tasks(dask_scheduler: Any) -> int:
     return len(dask_scheduler.tasks)
+
+
+def _is_set_up() -> bool:
+    from django.apps import apps
+
+    return apps.ready
 
 
 def _pause(dask_worker: Any) -> None:

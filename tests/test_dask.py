@@ -247,6 +247,23 @@ class TestOwnCluster:
 
                 handle = double.enqueue(4)
                 print(handle.wait(50), *handle.worker_ids)
+                from urllib.error import HTTPError
+                from urllib.request import urlopen
+                from distributed import LocalCluster
+                from django_tasks_local.executors import dask_cluster
+
+                (cluster,) = [
+                    each
+                    for each in dask_cluster._open
+                    if isinstance(each, LocalCluster)
+                ]
+                try:
+                    port = cluster.scheduler.http_server.port
+                    urlopen(f"http://127.0.0.1:{port}/json/identity.json")
+                except HTTPError as err:
+                    assert err.code == 404
+                else:
+                    raise AssertionError
                 children = descendants()
                 assert children
                 task_backends["default"].close()
@@ -254,6 +271,41 @@ class TestOwnCluster:
             """,
         )
         assert done.stdout.startswith("8 tls://127.0.0.1:")
+
+    def test_a_script_without_a_guard_is_told(self, run_script: RunScript) -> None:
+        done = run_script(
+            """
+            from tests.small_project import configure
+            configure(
+                TASKS={
+                    "default": {
+                        "BACKEND": "django_tasks_local.DaskBackend",
+                        "OPTIONS": {
+                            "EXECUTOR_OPTIONS": {"N_WORKERS": 1},
+                            "CONNECT_TIMEOUT": 0.1,
+                            "SHUTDOWN_TIMEOUT": 0.1,
+                        },
+                    }
+                }
+            )
+            from django_tasks_local import ClusterUnreachable
+            from tests.small_tasks import double
+
+            handle = double.enqueue(4)
+            while True:
+                try:
+                    handle.wait(0.1)
+                except TimeoutError:
+                    pass
+                try:
+                    double.enqueue(4)
+                except ClusterUnreachable as err:
+                    print(err)
+                    break
+            """
+        )
+        assert "What a script does has to stand under" in done.stdout
+        assert "A Dask worker imports this script" in done.stderr
 
 
 class TestDeployment:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ from django.tasks.signals import task_started
 
 from django_tasks_local import (
     ClusterUnreachable,
+    DaskTLS,
     LocalTaskResult,
     QueueFull,
     WorkerLost,
@@ -27,7 +29,7 @@ from django_tasks_local.executors import dask, dask_cluster
 from django_tasks_local.state import shutdown_executor
 
 from .conftest import RunScript, write_files
-from .dask_certificates import make_certificates
+from .dask_certificates import Certificates, make_certificates
 from .dask_clusters import DaskCluster, DaskProcess
 from .dask_tasks import ALIAS, note_and_hold, note_and_hold_twice
 from .elsewhere import OtherProcess
@@ -336,7 +338,29 @@ class TestClients:
         assert len(lines(path)) == 2
 
 
+OTHER_VERSION = {
+    "django_tasks_local-9.9.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: django-tasks-local\nVersion: 9.9\n"
+    )
+}
+OTHER_PROJECT = {
+    "other_settings.py": (
+        "from tests.dask_settings import *\nINSTALLED_APPS = ['shop']\n"
+    ),
+    "shop/__init__.py": "",
+}
+
+
 class TestDeployments:
+    def test_preload_sets_the_project_up_before_the_first_task(
+        self, own: DaskCluster
+    ) -> None:
+        own.start_scheduler()
+        _, preloaded = own.start_worker()
+        _, other = own.start_worker(preload=())
+        assert own.has_set_up(preloaded)
+        assert not own.has_set_up(other)
+
     def test_worker_without_the_preload_sees_the_project_that_is_named(
         self, own: DaskCluster
     ) -> None:
@@ -345,26 +369,36 @@ class TestDeployments:
         with on(own.address):
             assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
 
+    @pytest.mark.parametrize(
+        "files, environ, difference",
+        [
+            (OTHER_VERSION, {}, "9.9"),
+            (
+                OTHER_PROJECT,
+                {"DJANGO_SETTINGS_MODULE": "other_settings"},
+                "another version of the project",
+            ),
+        ],
+        ids=["library", "project"],
+    )
     def test_worker_with_another_version_is_refused(
-        self, own: DaskCluster, tmp_path: Path
+        self,
+        own: DaskCluster,
+        tmp_path: Path,
+        files: dict[str, str],
+        environ: dict[str, str],
+        difference: str,
     ) -> None:
-        write_files(
-            tmp_path / "other",
-            {
-                "django_tasks_local-9.9.dist-info/METADATA": (
-                    "Metadata-Version: 2.1\nName: django-tasks-local\nVersion: 9.9\n"
-                )
-            },
-        )
+        write_files(tmp_path / "other", files)
         path = os.pathsep.join(
             filter(None, [str(tmp_path / "other"), os.environ.get("PYTHONPATH")])
         )
         own.start_scheduler()
-        own.start_worker(environ={"PYTHONPATH": path})
+        own.start_worker(environ={"PYTHONPATH": path, **environ})
         with on(own.address):
             handle = add.using(backend=ALIAS).enqueue(1, 2)
             assert error_of(handle) == path_of(ImproperlyConfigured)
-            assert "9.9" in handle.errors[0].traceback
+            assert difference in handle.errors[0].traceback
 
     def test_worker_that_cannot_see_the_project_says_why(
         self, own: DaskCluster
@@ -385,22 +419,56 @@ class TestTLS:
         others = make_certificates(tmp_path / "others")
         own.options = ours.dask_options
         own.start_scheduler()
-        own.start_worker()
+        _, worker = own.start_worker()
         assert own.address.startswith("tls://")
         with on(own.address, TLS=ours.tls):
             assert add.using(backend=ALIAS).enqueue(1, 2).wait(LONG_S) == 3
-        with on(own.address, TLS=others.tls, CONNECT_TIMEOUT=0.1):
-            handle = add.using(backend=ALIAS).enqueue(1, 2)
-            with pytest.raises(TimeoutError):
-                handle.wait(0.5)
-            with pytest.raises(ClusterUnreachable):
-                add.using(backend=ALIAS).enqueue(1, 2)
-        with on(own.address.replace("tls", "tcp"), CONNECT_TIMEOUT=0.1):
-            handle = add.using(backend=ALIAS).enqueue(1, 2)
-            with pytest.raises(TimeoutError):
-                handle.wait(0.5)
-            with pytest.raises(ClusterUnreachable):
-                add.using(backend=ALIAS).enqueue(1, 2)
+        address = own.address
+        strangers = DaskTLS(CA_FILE=ours.ca_file, CERT=others.cert, KEY=others.key)
+        for refused, tls in (
+            (address, others.tls),
+            (address, strangers),
+            (address.replace("tls", "tcp"), None),
+        ):
+            with on(refused, TLS=tls, CONNECT_TIMEOUT=0.1, SHUTDOWN_TIMEOUT=0.1):
+                handle = add.using(backend=ALIAS).enqueue(1, 2)
+                with pytest.raises(TimeoutError):
+                    handle.wait(0.5)
+                with pytest.raises(ClusterUnreachable):
+                    add.using(backend=ALIAS).enqueue(1, 2)
+        for address in (own.address, worker):
+            assert "CERTIFICATE_REQUIRED" in alert(address, ours)
+            assert "ALERT" in alert(address, ours, others)
+
+    def test_file_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        ours = make_certificates(tmp_path / "ours")
+        ours.key.unlink()
+        with on(
+            "tls://127.0.0.1:1",
+            TLS=ours.tls,
+            CONNECT_TIMEOUT=0.1,
+            SHUTDOWN_TIMEOUT=0.1,
+        ):
+            first = add.using(backend=ALIAS).enqueue(1, 2)
+            assert str(ours.key) in wait_until_refused(first)
+
+
+def alert(
+    address: str, authority: Certificates, own: Certificates | None = None
+) -> str:
+    """What who listens there says to somebody with that certificate, or none."""
+    context = ssl.create_default_context(cafile=authority.ca_file)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # which they are not made for
+    if own is not None:
+        context.load_cert_chain(own.cert, own.key)
+    host, port = address.removeprefix("tls://").rsplit(":", 1)
+    with (
+        socket.create_connection((host, int(port)), LONG_S) as plain,
+        pytest.raises(ssl.SSLError) as refused,
+        context.wrap_socket(plain, server_hostname=host) as connection,
+    ):
+        connection.recv(1)
+    return str(refused.value)
 
 
 class Hosts(NamedTuple):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from multiprocessing import current_process
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,10 @@ _LONGEST_PAUSE_S = 2.0
 _END_S = 1.0
 _OPEN_S = 5.0
 _SILENT = "it does not answer"
+_GUARD = (
+    "What a script does has to stand under \"if __name__ == '__main__':\", since "
+    "each worker of its own cluster imports it too."
+)
 _FAILED = "TASKS[%r]: what goes to the Dask scheduler has failed"
 _NOBODY = "dask"  # as a worker's address, where none is known
 _SHUT_DOWN = "Its alias was shut down before the task could run."
@@ -85,6 +90,9 @@ class DaskExecutor:
     can_stop_functions = False
 
     def __init__(self, options: LocalOptions, /, *, host: WorkerHost) -> None:
+        is_imported_by_a_worker = getattr(current_process(), "_inheriting", False)
+        if options.cluster.address is None and is_imported_by_a_worker:
+            raise ImproperlyConfigured(f"A Dask worker imports this script. {_GUARD}")
         find_main()  # while the main module still runs
         self._host = host
         self._options = options
@@ -320,6 +328,8 @@ class DaskExecutor:
                 await connection.open()  # which starts it, and may take long
         except Exception as err:  # whatever Dask or the network raise: it is not there
             self._why = str(err) or type(err).__name__
+            if self._own is not None:
+                self._why += f" {_GUARD}"
             self._tell_outage()
             await self._hang_up()
             if self._own is not None:  # the next time with another one
