@@ -109,7 +109,12 @@ class DaskCluster:
             process.kill()
 
     def start_scheduler(
-        self, *, port: int = 0, host: str = "127.0.0.1", inside: Sequence[str] = ()
+        self,
+        *,
+        port: int = 0,
+        environ: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
     ) -> DaskProcess:
         """Start it and wait until it listens; with a port of its own or this one.
 
@@ -122,6 +127,7 @@ class DaskCluster:
             "--port",
             str(port),
             "--no-dashboard",
+            environ=environ,
             inside=inside,
         )
         self.address = process.wait_for_line(r"Scheduler at: +(\S+)")

@@ -400,6 +400,23 @@ class TestDeployments:
             assert error_of(handle) == path_of(ImproperlyConfigured)
             assert difference in handle.errors[0].traceback
 
+    def test_scheduler_without_the_library_says_so(
+        self, own: DaskCluster, tmp_path: Path
+    ) -> None:
+        write_files(
+            tmp_path / "none",
+            {"django_tasks_local.py": "raise ModuleNotFoundError('It is not here.')\n"},
+        )
+        path = os.pathsep.join(
+            filter(None, [str(tmp_path / "none"), os.environ.get("PYTHONPATH")])
+        )
+        own.start_scheduler(environ={"PYTHONPATH": path})
+        own.start_worker()
+        with on(own.address):
+            handle = add.using(backend=ALIAS).enqueue(1, 2)
+            assert error_of(handle) == LOST
+            assert "It is not here." in handle.errors[0].traceback
+
     def test_worker_that_cannot_see_the_project_says_why(
         self, own: DaskCluster
     ) -> None:

@@ -506,7 +506,9 @@ class DaskExecutor:
                 # Workers may have died of others that they were given with it.
                 self._take_back(call)
                 return
-            text = f"Dask could not run the task: {type(error).__name__}: {error}"
+            text = "Dask could not run the task."
+            if error is not None:  # as where the future says so
+                text += f"\n{error_record(error).traceback}"
             self._fail_to_begin(call, _NOBODY, lost_outcome(call.id, text))
         elif future.status == "finished":
             answer: Answer = Unanswered()
