@@ -222,12 +222,15 @@ class TestScheduler:
         monkeypatch.setattr(dask, "_OPEN_S", 0.2)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port: int = silent.getsockname()[1]
+            silent.settimeout(LONG_S)
             stack = ExitStack()
             stack.enter_context(on(f"tcp://127.0.0.1:{port}", CONNECT_TIMEOUT=0.5))
             first = add.using(backend=ALIAS).enqueue(1, 2)
-            reason = wait_until_refused(first)
+            callers = [silent.accept()[0] for _ in range(3)]
+            assert "it does not answer" in wait_until_refused(first)
+            for caller in callers:
+                caller.close()
         with stack:
-            assert "it does not answer" in reason
             own.start_scheduler(port=port)
             own.start_worker()
             assert first.wait(LONG_S) == 3
@@ -254,6 +257,24 @@ class TestScheduler:
             scheduler.interrupt(signal.SIGCONT)
             assert first.wait(LONG_S) == 7
             assert add.using(backend=ALIAS).enqueue(5, 6).wait(LONG_S) == 11
+
+    def test_one_that_stands_still_and_dies_was_away_all_the_time(
+        self, own: DaskCluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dask_cluster, "_PULSE_S", 0.05)
+        monkeypatch.setattr(dask, "_FIRST_PAUSE_S", LONG_S)
+        scheduler = own.start_scheduler()
+        with on(own.address, CONNECT_TIMEOUT=0.5, SHUTDOWN_TIMEOUT=0.1):
+            first = add.using(backend=ALIAS).enqueue(1, 2)
+            own.wait_for_tasks(1)
+            scheduler.interrupt(signal.SIGSTOP)
+            wait_until_refused(first)
+            scheduler.kill()
+            # The loss is seen when it is seen: nothing is taken before and after.
+            ends_at = time.monotonic() + 0.5
+            while time.monotonic() < ends_at:
+                with pytest.raises(ClusterUnreachable):
+                    add.using(backend=ALIAS).enqueue(1, 2)
 
     def test_who_asks_one_that_stands_still_is_answered_later(
         self, own: DaskCluster, gate: Gate, tmp_path: Path

@@ -356,18 +356,18 @@ class TestCancellingElsewhere:
             other.enqueue_many(add, 3, 1, 2, in_s=3600.0)
             other.kill()
         share(setting_of(path, "loop", STORE="tests.shared_store.SlowToAdopt"))
-        handle = sleep_for_ever.using(backend=ALIAS).enqueue(gate.port)
-        gate.next_visitor().let_go()
         store = get_executor_state(ALIAS).store
         assert isinstance(store, SlowToAdopt)
-        # As another process does it.
-        (record,) = store.get([handle.id]).values()
-        assert store.save([apply_cancel_request(record)]) == [True]
-        store.may_go_on.release()
         try:
+            handle = sleep_for_ever.using(backend=ALIAS).enqueue(gate.port)
+            gate.next_visitor().let_go()
+            # As another process does it.
+            (record,) = store.get([handle.id]).values()
+            assert store.save([apply_cancel_request(record)]) == [True]
+            store.may_go_on.release()
             handle.join(LONG_S)  # though the third has not been told of yet
         finally:
-            store.may_go_on.release(2)
+            store.may_go_on.release(3)
         assert handle.errors[-1].exception_class_path == path_of(TaskCancelled)
 
     def test_what_a_dead_process_has_left_needs_no_other(

@@ -210,7 +210,7 @@ class DistantExecutor(TaskExecutor, Protocol):
         ...
 
     def waiting_count(self) -> int:
-        """How many of its calls have not begun: they count for ``MAX_PENDING``.
+        """How many tasks have never begun that it has: they count for ``MAX_PENDING``.
 
         Any thread may call it; it does not block.
         """

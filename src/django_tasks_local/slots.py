@@ -73,8 +73,8 @@ class Slots:
         """Take places in the queue for tasks that are about to be stored.
 
         For all or none. Raises QueueFull where there are not as many, unless that is
-        not to be asked, and Retired once `retire` was called. Of the tasks with slots
-        `waiting_elsewhere` take places too.
+        not to be asked, and Retired once `retire` was called. `waiting_elsewhere` is
+        how many tasks that have slots count among those that wait.
         """
         limit = self._max_pending if is_limited else None
         give_way(self._lock)

@@ -29,9 +29,7 @@ class Future[T]:
     def release(self) -> None: ...
 
 class _Loop:
-    def add_callback(
-        self, callback: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> None: ...
+    def add_callback(self, callback: Callable[..., Any], *args: Any) -> None: ...
 
 class _Scheduler:
     address: str

@@ -67,8 +67,8 @@ _END_S = 1.0
 _OPEN_S = 5.0
 _SILENT = "it does not answer"
 _GUARD = (
-    "What a script does has to stand under \"if __name__ == '__main__':\", since "
-    "each worker of its own cluster imports it too."
+    "In a script, all that it does has to stand under \"if __name__ == '__main__':\", "
+    "since each worker of its own cluster imports it too."
 )
 _FAILED = "TASKS[%r]: what goes to the Dask scheduler has failed"
 _NOBODY = "dask"  # as a worker's address, where none is known
@@ -90,9 +90,10 @@ class DaskExecutor:
     can_stop_functions = False
 
     def __init__(self, options: LocalOptions, /, *, host: WorkerHost) -> None:
-        is_imported_by_a_worker = getattr(current_process(), "_inheriting", False)
-        if options.cluster.address is None and is_imported_by_a_worker:
-            raise ImproperlyConfigured(f"A Dask worker imports this script. {_GUARD}")
+        # As multiprocessing itself asks where it is to start a process.
+        is_being_imported = getattr(current_process(), "_inheriting", False)
+        if options.cluster.address is None and is_being_imported:
+            raise ImproperlyConfigured(f"A worker imports this script. {_GUARD}")
         find_main()  # while the main module still runs
         self._host = host
         self._options = options
@@ -105,10 +106,12 @@ class DaskExecutor:
         self._inbox = deque[DaskCall]()
         # Those that have not ended, by their results' ids.
         self._calls: dict[str, DaskCall] = {}
+        # Those of them that have never begun.
+        self._waiting = set[str]()
         self._thread: threading.Thread | None = None
         self._ends_at: float | None = None
         self._unreachable_since: float | None = None
-        self._why = _SILENT
+        self._why = "it has not answered yet"
         # What follows is the loop's thread's own.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
@@ -159,6 +162,8 @@ class DaskExecutor:
                     return str(err)
                 self._thread = thread
             self._calls[call.id] = call
+            if call.attempt == 1:
+                self._waiting.add(call.id)
             self._inbox.append(call)
         self._wake()
         return None
@@ -179,7 +184,7 @@ class DaskExecutor:
             )
 
     def waiting_count(self) -> int:
-        return len(self._calls) - len(self._by_token)
+        return len(self._waiting)
 
     def interrupt(
         self, result_id: str, /, *, attempt: int, reason: Interruption
@@ -247,7 +252,7 @@ class DaskExecutor:
                 calls = list(self._calls.values())
                 self._inbox.clear()
             for call in calls:
-                reason = _SHUT_DOWN_MEANWHILE if self._ends_at else _BROKEN
+                reason = _shut_down(call) if self._ends_at else _BROKEN
                 call.is_starting = False
                 self._end(call, lost_outcome(call.id, reason))
 
@@ -270,7 +275,7 @@ class DaskExecutor:
                         self._tell_outage()
                     await self._hang_up()
                 else:
-                    await self._wait_for(None, pause_s)
+                    await self._wait_for([], pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
             for follow in self._follows:
@@ -280,11 +285,11 @@ class DaskExecutor:
                 self._own = None
 
     async def _wait_for(
-        self, task: "asyncio.Task[None] | None", limit_s: float
+        self, tasks: "Sequence[asyncio.Task[None]]", limit_s: float
     ) -> None:
-        """Wait until it is done, so long, or until it is time to end."""
+        """Wait until one is done, at most so long, and not past the time to end."""
         until = time.monotonic() + limit_s
-        while not (self._is_at_end() or (task is not None and task.done())):
+        while not (self._is_at_end() or any(task.done() for task in tasks)):
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return
@@ -293,7 +298,7 @@ class DaskExecutor:
                 left_s = min(left_s, max(0.0, self._ends_at - time.monotonic()))
             changed = asyncio.create_task(self._changed.wait())
             await asyncio.wait(
-                [changed] if task is None else [changed, task],
+                [changed, *tasks],
                 timeout=left_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -330,7 +335,8 @@ class DaskExecutor:
             self._why = str(err) or type(err).__name__
             if self._own is not None:
                 self._why += f" {_GUARD}"
-            self._tell_outage()
+            if not self._is_at_end():
+                self._tell_outage()
             await self._hang_up()
             if self._own is not None:  # the next time with another one
                 await self._own.close()
@@ -343,7 +349,7 @@ class DaskExecutor:
     async def _open(self, connection: "Connection") -> None:
         """Connect to who answers in time: anything may listen there."""
         opening = asyncio.create_task(connection.open())
-        await self._wait_for(opening, _OPEN_S)
+        await self._wait_for([opening], _OPEN_S)
         if opening.cancel():
             await asyncio.wait([opening], timeout=_END_S)
             raise TimeoutError(_SILENT)
@@ -373,9 +379,11 @@ class DaskExecutor:
 
     async def _hang_up(self) -> None:
         """The connection is over: what has begun is lost, and what has not waits."""
+        connection = self._connection
         if self._unreachable_since is None:
-            self._unreachable_since = time.monotonic()
-        connection, self._connection = self._connection, None
+            silent_since = None if connection is None else connection.unanswered_since
+            self._unreachable_since = silent_since or time.monotonic()
+        self._connection = None  # only now: who enqueues looks at both
         for call in list(self._by_key.values()):
             if call.token is None:
                 self._take_back(call)
@@ -420,8 +428,7 @@ class DaskExecutor:
             if time.monotonic() >= until:
                 break
         for call in list(self._calls.values()):
-            reason = _SHUT_DOWN if call.token is None else _SHUT_DOWN_MEANWHILE
-            self._end(call, lost_outcome(call.id, reason))
+            self._end(call, lost_outcome(call.id, _shut_down(call)))
 
     # From the inbox to Dask.
 
@@ -599,6 +606,7 @@ class DaskExecutor:
                 return
             call.is_over = True
             self._calls.pop(call.id, None)
+            self._waiting.discard(call.id)
         self._let_go(call)
         if call.token:
             self._by_token.pop(call.token, None)
@@ -639,6 +647,7 @@ class DaskExecutor:
         elif call.token is None:
             with self._lock:  # past this it can be interrupted
                 call.token, call.worker, call.began_at = token, worker, ask.at
+                self._waiting.discard(call.id)
             self._by_token[token] = call
             call.is_starting = True
             self._errands.run(partial(self._start, call, ask.at))
@@ -678,6 +687,10 @@ class DaskExecutor:
     def _send(self, worker: str, token: str, message: ToWorker) -> None:
         if self._connection is not None:
             self._connection.send(worker, token, pack(message))
+
+
+def _shut_down(call: DaskCall) -> str:
+    return _SHUT_DOWN if call.token is None else _SHUT_DOWN_MEANWHILE
 
 
 def _number(given: Mapping[str, object], name: str, default: int) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import dask.config
 from distributed import Client, Future, LocalCluster, Security
 
 from ..options import ClusterOptions
@@ -27,11 +26,6 @@ _PULSE_S = 1.0
 _AT_ONCE = 100
 _BYTES_AT_ONCE = 1_000_000  # of ten times as many Dask warns
 _SENT_KEPT = 10
-# Over HTTP, which asks for no certificate.
-_NO_PAGES: dict[str, list[str]] = {
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-}
 
 # Strongly held while they are open: in a fork of this process they stay, since to let
 # go of a client there would have Dask wait for a thread that the fork does not have.
@@ -53,17 +47,16 @@ class OwnCluster:
     async def start(self) -> LocalCluster:
         """Start it, unless that is done."""
         if self.cluster is None:
-            with dask.config.set(_NO_PAGES):
-                cluster = LocalCluster(
-                    asynchronous=True,
-                    processes=True,
-                    n_workers=self._n_workers,
-                    threads_per_worker=self._threads_per_worker,
-                    dashboard_address="127.0.0.1:0",
-                    scheduler_kwargs={"dashboard": False},
-                    security=self.security,
-                )
-                await cluster
+            cluster = LocalCluster(
+                asynchronous=True,
+                processes=True,
+                n_workers=self._n_workers,
+                threads_per_worker=self._threads_per_worker,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                security=self.security,
+            )
+            await cluster
             _open.add(cluster)
             self.cluster = cluster
         return self.cluster

@@ -90,7 +90,6 @@ __all__ = ["dask_setup", "pack_payload", "run_call"]
 _HEARD_S = 0.2
 _HEARD_TIMES = 50
 _ASK_AGAIN_S = 5.0
-_PATIENT_TIMES = 6
 # Larger outcomes do not go through the scheduler, which keeps the last events.
 _LONGEST_EVENT = 10_000
 
@@ -282,16 +281,15 @@ class _Call:
         return pack_result(Sent())
 
     async def _ask(self, at: Timestamp) -> Record | Decline | None:
-        """For as long as it takes: an answer that comes late must find it here."""
-        for asked in count(1):
-            if not self._is_wanted():
-                break
+        """The answer, for which it waits as long as it takes; None: Dask lets it go.
+
+        One that comes late must find it: the task is RUNNING by then.
+        """
+        while self._is_wanted():
             self._send(Ask(self._payload.key, at))
             await asyncio.wait([self._beginning], timeout=_ASK_AGAIN_S)
             if self._beginning.done():
                 return self._beginning.result()
-            if asked == _PATIENT_TIMES:  # who should answer may be away for long
-                self._let_others_run(since=at)
         return None
 
     async def _in_thread(self, beginning: Record, run: Run) -> Outcome:
@@ -467,18 +465,14 @@ class _Call:
     def _secede(self) -> None:
         """Let the Dask worker run another task meanwhile, on another thread."""
         secede_thread()
-        loop = self._channel.worker.loop
-        loop.add_callback(self._let_others_run, since=self._began_at)
-
-    def _let_others_run(self, *, since: Timestamp) -> None:
-        """The Dask worker may have another in this one's place: on its event loop."""
-        now = time.time()
-        self._channel.worker.handle_stimulus(
+        worker = self._channel.worker
+        worker.loop.add_callback(
+            worker.handle_stimulus,
             SecedeEvent(
                 key=self._payload.key,
-                compute_duration=now - since,
-                stimulus_id=f"secede-{now}",
-            )
+                compute_duration=time.time() - self._began_at,
+                stimulus_id=f"secede-{time.time()}",
+            ),
         )
 
     def reclaim_slot(self, result_id: str, /, *, group: int | None = None) -> None:

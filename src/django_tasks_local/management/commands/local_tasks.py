@@ -22,6 +22,13 @@ __all__ = ["Command"]
 _STATUSES = ("READY", "RUNNING", "SUCCESSFUL", "FAILED", "UNREADABLE")
 _PATIENCE_S = 0.5
 
+_TOO_LATE = "was finished already"
+_CANCELLED = "is cancelled"
+_SAID = {
+    TaskResultStatus.RUNNING: "runs, and is asked to end",
+    TaskResultStatus.SUCCESSFUL: _TOO_LATE,
+}
+
 
 class Command(BaseCommand):
     """Runs, shows, cancels and prunes tasks in stores that outlive their processes."""
@@ -152,10 +159,12 @@ def _states(aliases: Sequence[str] | None) -> list[ExecutorState]:
 def _cancel(state: ExecutorState, result_id: str) -> str:
     """Cancel a task; what has become of it. Raises TaskResultDoesNotExist."""
     if not state.cancel(result_id):
-        return "was finished already"
-    if state.get_result(result_id).status is TaskResultStatus.RUNNING:
-        return "runs, and is asked to end"
-    return "is cancelled"
+        return _TOO_LATE
+    try:
+        status = state.get_result(result_id).status
+    except TaskResultDoesNotExist:  # nothing is kept of what has ended
+        return _CANCELLED
+    return _SAID.get(status, _CANCELLED)
 
 
 def _store_of(state: ExecutorState) -> OwnedResultStore:

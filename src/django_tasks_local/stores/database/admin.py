@@ -17,7 +17,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.tasks import task_backends
 from django.tasks.base import TaskResultStatus
-from django.tasks.exceptions import TaskException
+from django.tasks.exceptions import TaskException, TaskResultDoesNotExist
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.timezone import is_aware, localtime
@@ -42,6 +42,11 @@ MOST_LISTED = 10_000
 
 _AT_ONCE = 200
 _TOO_LATE = "finished already"
+_CANCELLED = "cancelled"
+_SAID = {
+    TaskResultStatus.RUNNING: "asked to end",
+    TaskResultStatus.SUCCESSFUL: _TOO_LATE,
+}
 
 
 def _values_of(rows: QuerySet[StoredResult], field: str) -> Iterator[str]:
@@ -269,9 +274,11 @@ class _StoredResultAdmin(_StoredAdmin):
                 raise TaskException(f"TASKS[{row.alias!r}] cannot cancel tasks.")
             if not cancel(row.result_id):
                 return _TOO_LATE
-            status = backend.get_result(row.result_id).status
-            is_running = status is TaskResultStatus.RUNNING
-            return "asked to end" if is_running else "cancelled"
+            try:
+                status = backend.get_result(row.result_id).status
+            except TaskResultDoesNotExist:  # nothing is kept of what has ended
+                return _CANCELLED
+            return _SAID.get(status, _CANCELLED)
 
         self._do(request, queryset, cancel)
 
