@@ -23,6 +23,7 @@ from django_tasks_local import (
     TaskTimeout,
 )
 from django_tasks_local.errors import path_of
+from django_tasks_local.executors import dask_cluster as dask_cluster_module
 from django_tasks_local.state import shutdown_executor
 
 from .conftest import RunScript
@@ -222,6 +223,17 @@ class TestMemory:
             finally:
                 tracemalloc.stop()
         assert grown < count * size / 3
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+class TestEnd:
+    def test_leaves_nothing_behind_though_the_scheduler_is_just_asked(
+        self, dask_cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dask_cluster_module, "_PULSE_S", 0.0)  # at any moment
+        for number in range(10):
+            with on(dask_cluster.address):
+                assert add.using(backend=ALIAS).enqueue(number, 1).wait(LONG_S)
 
 
 class TestOwnCluster:

@@ -99,6 +99,7 @@ class Connection:
         self._outbox: list[tuple[str, str, bytes]] = []
         self._has_mail = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_over = asyncio.Event()
         self.unanswered_since: float | None = None
         """When the scheduler was asked, by the monotonic clock, for signs of life that
         have not come yet. Any thread may look."""
@@ -179,7 +180,7 @@ class Connection:
     async def _deliver(self) -> None:
         """One event for all that has come together while the last was on its way."""
         try:
-            while True:
+            while not self._is_over.is_set():
                 await self._has_mail.wait()
                 self._has_mail.clear()
                 mail, self._outbox = self._outbox, []
@@ -194,13 +195,14 @@ class Connection:
     async def _feel_pulse(self) -> None:
         """See whether the scheduler answers: one that stands still keeps its socket."""
         assert self._client is not None  # as it is open
-        while True:
+        while not self._is_over.is_set():
             if self.unanswered_since is None:
                 self.unanswered_since = time.monotonic()
             with suppress(Exception):  # Dask's, or the network's: so it has not
                 await self._client.scheduler.echo(data=b"")
                 self.unanswered_since = None
-            await asyncio.sleep(_PULSE_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_over.wait(), _PULSE_S)
 
     async def _send(self, workers: set[str], message: list[object]) -> None:
         assert self._client is not None  # as it is open
@@ -223,8 +225,12 @@ class Connection:
 
     async def close(self) -> None:
         """Hang up: Dask forgets what it was given, but for what runs."""
-        for task in self._tasks:
-            task.cancel()
+        self._is_over.set()
+        self._has_mail.set()
+        if self._tasks:  # who is cancelled while it connects leaves a socket open
+            _, late = await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
         client = self._client
         if client is not None:
             for topic in (topic_of(self._session), _WORKERS):
