@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import logging
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -247,6 +249,17 @@ class TestResultsOfAnotherProcess:
             assert future.result(LONG_S) == ["everywhere"] * 2
 
 
+def count_objects() -> int:
+    """Those that live, but for weak references to what does not.
+
+    A connection of sqlite3's keeps up to 200 of those, to cursors that it has had.
+    """
+    return sum(
+        not (type(each) is weakref.ReferenceType and each() is None)
+        for each in gc.get_objects()
+    )
+
+
 class TestThePoller:
     def test_nobody_looks_where_a_handle_is_only_held(
         self, other: OtherProcess, store: CountingStore, gate: Gate, other_gate: Gate
@@ -363,6 +376,7 @@ class TestThePoller:
         store: CountingStore,
         gate: Gate,
         run: Callable[..., Any],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         handle = find(other.enqueue(hold, gate.port))
         gate.next_visitor()
@@ -377,16 +391,17 @@ class TestThePoller:
             await time_out(100)
             await anyio.to_thread.run_sync(assert_no_poller_is_left)
             gc.collect()
-            before = len(gc.get_objects())
+            before = count_objects()
             await time_out(2_000)
             await anyio.to_thread.run_sync(assert_no_poller_is_left)
             store.looked_up.clear()
             gc.collect()
-            return len(gc.get_objects()) - before
+            return count_objects() - before
 
-        # Who leaves anything leaves one object at least; a few are those of log
-        # records, which tell of a slow machine.
-        assert (run(main()) if run is asyncio.run else run(main)) < 1_000
+        # asyncio tells of a slow machine, in records that pytest keeps.
+        with caplog.at_level(logging.ERROR, logger="asyncio"):
+            grown = run(main()) if run is asyncio.run else run(main)
+        assert grown < 100
         waitable = handle.open_waitable()
         assert isinstance(waitable, Completion)
         assert not waitable._waiters
