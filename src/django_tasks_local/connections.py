@@ -1,6 +1,7 @@
 """Care for the database connections of a thread that Django knows nothing of."""
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .logs import log_exception
 
@@ -16,12 +17,14 @@ def close_old_connections() -> None:
     """Care for this thread's database connections, as is done after a request.
 
     After each task; before one there is nothing to care for, since a worker that
-    rests holds none.
+    rests holds none. As `close_open_transactions` does too.
     """
-    close_open_transactions()
     for connection in connections.all(initialized_only=True):
         try:
-            connection.close_if_unusable_or_obsolete()
+            if connection.in_atomic_block:
+                _drop(connection)
+            else:
+                connection.close_if_unusable_or_obsolete()
         except Exception:  # a driver's, of a connection that is already broken
             log_exception("A database connection could not be closed")
 
@@ -35,10 +38,14 @@ def close_open_transactions() -> None:
     for connection in connections.all(initialized_only=True):
         try:
             if connection.in_atomic_block:
-                connection.close()
-                del connections[connection.alias]
+                _drop(connection)
         except Exception:  # as above
             log_exception("A database connection could not be closed")
+
+
+def _drop(connection: BaseDatabaseWrapper) -> None:
+    connection.close()
+    del connections[connection.alias]
 
 
 def close_broken_connections() -> None:
@@ -58,9 +65,12 @@ def close_broken_connections() -> None:
 
 
 def close_connections() -> None:
-    """Close this thread's database connections."""
+    """Close this thread's database connections, as `close_open_transactions` does."""
     for connection in connections.all(initialized_only=True):
         try:
-            connection.close()
+            if connection.in_atomic_block:
+                _drop(connection)
+            else:
+                connection.close()
         except Exception:  # as above
             log_exception("A database connection could not be closed")

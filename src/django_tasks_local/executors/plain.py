@@ -203,11 +203,12 @@ class _SlotWorker:
     def run(self, call: Call, /) -> Outcome:
         return self._executor.run_on(self._slot, call)
 
-    def tidy(self) -> None:
-        close_old_connections()  # this thread's: receivers of signals may use them
-
-    def rest(self) -> None:
-        close_connections()
+    def tidy(self, *, rests: bool) -> None:
+        # This thread's: receivers of signals may use them.
+        if rests:
+            close_connections()
+        else:
+            close_old_connections()
 
     def close(self) -> None:
         close_connections()

@@ -336,14 +336,16 @@ class _ProcessWorker:
             # On whichever thread a task has ended: an event loop's, perhaps.
             child.send_soon(pack(message))
 
-    def tidy(self) -> None:
-        close_old_connections()  # this thread's: receivers of signals may use them
+    def tidy(self, *, rests: bool) -> None:
+        # This thread's: receivers of signals may use them.
+        if rests:
+            close_connections()
+        else:
+            close_old_connections()
         if self._is_worn_out:
             self._stop_child()
-
-    def rest(self) -> None:
-        close_connections()
-        self._has_rested = True
+        if rests:
+            self._has_rested = True
 
     def close(self) -> None:
         self._stop_child()

@@ -27,12 +27,11 @@ class SlotWorker(Protocol):
         """Run a call to its end. Never raises."""
         ...
 
-    def tidy(self) -> None:
-        """A call has ended, and who waited for it knows."""
-        ...
+    def tidy(self, *, rests: bool) -> None:
+        """A call has ended, and who waited for it knows.
 
-    def rest(self) -> None:
-        """No call waits: let go of what only a busy worker should hold."""
+        Where it `rests`, no call waits: let go of what only a busy worker should hold.
+        """
         ...
 
     def close(self) -> None:
@@ -138,15 +137,13 @@ class SlotThreads:
                 call, done = item
                 outcome = _run(worker, call)
                 if self._tidies_first:
-                    worker.tidy()
+                    worker.tidy(rests=False)
                 done(outcome)
-                worker.tidy()
+                worker.tidy(rests=inbox.empty())
                 # Nothing of a call is held while the next is waited for.
                 del item, call, done, outcome
                 if worker.is_spent and self._replace(slot, inbox):
                     return
-                if inbox.empty():
-                    worker.rest()
                 item = self._next(slot, inbox)
         finally:
             worker.close()

@@ -121,14 +121,11 @@ class _ThreadWorker:
             interruptible=interruptible,
         )
 
-    def tidy(self) -> None:
-        if self.is_spent:
-            close_connections()  # nobody knows what state they are in
+    def tidy(self, *, rests: bool) -> None:
+        if rests or self.is_spent:  # then nobody knows what state they are in
+            close_connections()
         else:
             close_old_connections()
-
-    def rest(self) -> None:
-        close_connections()
 
     def close(self) -> None:
         close_connections()

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import batched
 from pathlib import Path
@@ -159,6 +160,9 @@ _SET_ASIDE = """
 """
 
 
+type _Ways = tuple[tuple[str, tuple[object, ...]], ...]
+
+
 class SqliteStore:
     """For ``"STORE": "sqlite"``: an `OwnedResultStore` in a file of SQLite's.
 
@@ -236,17 +240,11 @@ class SqliteStore:
     def save(self, records: Sequence[Record], /) -> Sequence[bool]:
         """See `ResultStore`."""
         changes = list(map(self._change, records))
-
-        def save(db: sqlite3.Connection) -> list[bool]:
-            return [
-                any(db.execute(*way).rowcount == 1 for way in ways) for ways in changes
-            ]
-
         if not changes:
             return []
-        return self._file.write(save, is_single=len(changes) == 1)
+        return self._file.write(partial(_save, changes), is_single=len(changes) == 1)
 
-    def _change(self, record: Record) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    def _change(self, record: Record) -> _Ways:
         """The ways to save it, one of which may do where those before it do not."""
         which = (record.id, self._alias, record.revision - 1)
         changing = changing_of(record)
@@ -384,6 +382,18 @@ class SqliteStore:
                 row[1],
                 reason,
             )
+
+
+def _save(changes: Sequence[_Ways], db: sqlite3.Connection) -> list[bool]:
+    """Whether each could be made."""
+    return [_save_one(ways, db) for ways in changes]
+
+
+def _save_one(ways: _Ways, db: sqlite3.Connection) -> bool:
+    for statement, values in ways:
+        if db.execute(statement, values).rowcount == 1:
+            return True
+    return False
 
 
 class _Owners(LockFiles):

@@ -29,6 +29,7 @@ _APPLICATION_ID = 0x44544C33  # "DTL3"
 _BUSY_S = 30.0
 _BUSY_PAUSE_S = 0.01
 _LOOK_S = 0.1
+_PAGE_BYTES = 2048
 _WAL_BYTES = 16 * 1024 * 1024  # left to the file when it has all been taken over
 
 
@@ -81,11 +82,13 @@ class SqliteFile:
         write = _Write(work, is_single=is_single)
         interruption = None
         try:
-            self._turns.append(write)
             self._waiting.append(write)
             while not write.is_done:
-                if self._is_first(write):
-                    self._write_some()
+                # Who is woken for a turn may find that another has come first, and has
+                # done all that waits: between its waking and its running again lies a
+                # wait for the interpreter, during which nobody would write.
+                if not self._alone and self._has_turn(write):
+                    self._write_some(write)
                 else:
                     write.woken.acquire()
             error = write.error
@@ -131,26 +134,29 @@ class SqliteFile:
 
     def close(self) -> None:
         """Close it for good. A second call does nothing."""
-        with self._turn(), self._reading, self._observing:
+        with self._nobody_writing(_Turn()), self._reading, self._observing:
             self._is_closed = True
             self._close_connections()
 
     # Writing in turn. Ctrl-C may come between any two lines of it: then what has been
     # committed is done, and all else waits again.
     #
-    # The first of `_turns` has the turn, and does what is in `_waiting`. Who comes
-    # later waits to be woken: with what it wants done, or as the first. Each at a lock
-    # of its own: at one for all, each would be woken for its turn at it, though nothing
-    # was left to do. As a turn is but a place in a row, ending it twice does no harm.
+    # Whoever comes while nobody has the turn takes it, and does what is in `_waiting`.
+    # The others wait to be woken: with what they want done, or for a turn. Each at a
+    # lock of its own: at one for all, each would be woken for its turn at it, though
+    # nothing was left to do. As the turn is but an entry with a name, ending one twice
+    # does no harm.
 
-    def _write_some(self) -> None:
-        """Do what waits, and what comes meanwhile (the thread whose turn it is).
+    def _write_some(self, turn: "_Write") -> None:
+        """Do what waits, and what comes meanwhile; then the turn is over.
 
         In one transaction: where one of several fails, nothing is written, and each of
         them is done by itself at the next calls.
         """
-        limit = 1 if self._to_be_parted else None
-        self._to_be_parted = max(self._to_be_parted - 1, 0)
+        limit = None
+        if self._to_be_parted:
+            limit = 1
+            self._to_be_parted -= 1
         batch = _Batch()
         db = None
         must_be_parted = False
@@ -187,12 +193,12 @@ class SqliteFile:
                 batch.error = err
             if not must_be_parted:
                 batch.is_done = True
-                self._end_turns(batch.writes)
+                self._end_turn(turn, batch.writes)
         except BaseException:
             if db is not None and batch.is_in_file(db):
                 batch.is_done = True
             if batch.is_done:
-                self._end_turns(batch.writes)
+                self._end_turn(turn, batch.writes)
             else:
                 self._close_writer()  # which rolls it back
                 self._waiting.extendleft(reversed(batch.writes))
@@ -202,17 +208,17 @@ class SqliteFile:
             rest = batch.writes[::-1]
             self._waiting.extendleft(rest)
             self._to_be_parted = len(rest)
+            self._end_turn(turn)
 
     def _take_back(self, write: "_Write") -> bool:
         """Whether nobody has done it, nor will."""
         if not self._forget(write):
             # Whoever has taken it has to be through with it.
-            while not write.is_done and not self._is_first(write):
-                write.woken.acquire()
-            if write.is_done:
-                return False
-            self._forget(write)  # it was put back, or has never waited
-        self._end_turns([write])
+            with self._nobody_writing(write):
+                if write.is_done:
+                    return False
+                self._forget(write)  # it was put back, or has never waited
+        self._end_turn(write)
         return True
 
     def _forget(self, write: "_Write") -> bool:
@@ -223,36 +229,37 @@ class SqliteFile:
             return False
         return True
 
-    def _is_first(self, turn: "_Turn") -> bool:
-        """Whether it may write."""
-        try:
-            return self._turns[0] is turn
-        except IndexError:  # it has ended by now, so that it is woken
-            return False
-
-    def _end_turns(self, turns: "Sequence[_Turn]") -> None:
-        """Wake them, after whoever is the next."""
-        for turn in turns:
-            with suppress(ValueError):
-                self._turns.remove(turn)
-        with suppress(IndexError):
-            self._turns[0].wake()
-        for turn in turns:
-            turn.wake()
-
     @contextmanager
-    def _turn(self) -> Generator[None]:
+    def _nobody_writing(self, turn: "_Turn") -> Generator[None]:
         """Have nobody write meanwhile."""
-        turn = _Turn()
         try:
-            self._turns.append(turn)
-            while not self._is_first(turn):
+            self._alone.append(turn)
+            while not self._has_turn(turn):
                 turn.woken.acquire()
             yield
-            self._end_turns([turn])
+            self._end_turn(turn)
         except BaseException:
-            self._end_turns([turn])
+            self._end_turn(turn)
             raise
+
+    def _has_turn(self, turn: "_Turn") -> bool:
+        """Whether it is its turn, from now on if it was nobody's."""
+        return self._turn.setdefault("whose", turn) is turn  # at once
+
+    def _end_turn(self, turn: "_Turn", done: "Sequence[_Turn]" = ()) -> None:
+        """Wake those that are done, after whoever may be the next."""
+        if self._alone:
+            with suppress(ValueError):
+                self._alone.remove(turn)
+        if self._turn.get("whose") is turn:
+            del self._turn["whose"]
+        waiting = self._alone or self._waiting
+        if waiting:
+            with suppress(IndexError):  # it has gone just now
+                waiting[0].wake()
+        for each in done:
+            if each is not turn:
+                each.wake()
 
     # Its connections.
 
@@ -293,6 +300,7 @@ class SqliteFile:
             self._share(db)
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // _PAGE_BYTES}")
         except BaseException:
             db.close()
             raise
@@ -319,6 +327,7 @@ class SqliteFile:
         """Make the tables in an empty file, unless another is faster."""
         if not _is_empty(db):
             return
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         db.execute("BEGIN IMMEDIATE")
         if _is_empty(db):
             for statement in self._schema.split(";"):
@@ -383,8 +392,10 @@ class SqliteFile:
         self._reader = self._observer = None
 
     def _begin(self) -> None:
-        self._turns: deque[_Turn] = deque()
+        self._turn: dict[str, _Turn] = {}
         self._waiting: deque[_Write] = deque()
+        # Those who want nobody to write meanwhile.
+        self._alone: deque[_Turn] = deque()
         self._reading = threading.Lock()
         self._observing = threading.Lock()
 
@@ -393,9 +404,9 @@ class SqliteFile:
     def before_fork(self, held: list[Callable[[], None]]) -> None:
         """Have nothing open, and nobody who opens it; adds what ends that."""
         turn = _Turn()
-        self._turns.append(turn)
-        held.append(partial(self._end_turns, [turn]))
-        while not self._is_first(turn):
+        held.append(partial(self._end_turn, turn))
+        self._alone.append(turn)
+        while not self._has_turn(turn):
             if not turn.woken.acquire(timeout=_BUSY_S):
                 return
         for lock in (self._reading, self._observing):
@@ -462,15 +473,18 @@ class _Batch:
     def take(self, waiting: "deque[_Write]", limit: int | None = None) -> None:
         """Take all that wait, or so many."""
         count = len(self.writes)
-        with suppress(IndexError):
+        some = islice(
+            iter(waiting.popleft, None), len(waiting) if limit is None else limit
+        )
+        with suppress(IndexError):  # one was taken back just now
             # In one call, within which no Ctrl-C comes: or one could be lost.
-            self.writes.extend(islice(iter(waiting.popleft, None), limit))
+            self.writes.extend(some)
         for write in self.writes[count:]:
             write.batch = self
 
 
 class _Turn:
-    """A place in the row of those who want to write."""
+    """Of those who want to write, or that nobody does."""
 
     __slots__ = ("woken",)
 
