@@ -20,7 +20,7 @@ _LIBRARIES = {
     "db": ["django-tasks-db==0.13"],
 }
 # They run in the environment of this version.
-_BARE = ("bare", "dask", "dask-uuid")
+_BARE = ("bare", "dask", "dask-uuid", "sqlite3")
 _SAME_IN_ALL = (
     "django",
     "asgiref",

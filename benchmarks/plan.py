@@ -140,17 +140,25 @@ def _throughput(
     )
 
 
-def _store(name: str, *, alias: str, engine: str, count: int) -> Measurement:
+def _store(
+    name: str, *, alias: str, engine: str, count: int, others: tuple[str, ...] = ()
+) -> Measurement:
     return Measurement(
         name=name,
         program="store_throughput",
-        contenders=("3", "db"),
+        contenders=("3", "db", *others),
         arguments={
             "alias": alias,
             "engine": engine,
-            "counts": {"3": count, "db": count // 5},
+            "counts": {"3": count, "db": count // 5, **dict.fromkeys(others, count)},
         },
-        quick={"counts": {"3": count // 3, "db": count // 10}},
+        quick={
+            "counts": {
+                "3": count // 3,
+                "db": count // 10,
+                **dict.fromkeys(others, count // 3),
+            }
+        },
     )
 
 
@@ -298,7 +306,13 @@ MEASUREMENTS = (
         repeats=1,
         quick_repeats=1,
     ),
-    _store("sqlite-store", alias="sqlite", engine="sqlite", count=5_000),
+    _store(
+        "sqlite-store",
+        alias="sqlite",
+        engine="sqlite",
+        count=5_000,
+        others=("sqlite3",),
+    ),
     _store("database-store-sqlite", alias="database", engine="sqlite", count=4_000),
     _store(
         "database-store-postgresql", alias="database", engine="postgresql", count=2_000

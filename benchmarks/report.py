@@ -19,6 +19,7 @@ _NAMES = {
     "2.0": "version 2.0",
     "bare": "bare executor",
     "db": "django-tasks-db",
+    "sqlite3": "SQLite alone",
     "dask": "Dask's client",
     "dask-uuid": "… keys that are UUIDs",
 }
@@ -27,6 +28,7 @@ _SHORT = {
     "2.0": "2.0",
     "bare": "bare",
     "db": "django-tasks-db",
+    "sqlite3": "SQLite alone",
     "dask": "Dask's client",
     "dask-uuid": "that with UUIDs",
 }
@@ -179,11 +181,13 @@ _STYLE = """
     .better, .who { fill: #57606a; }
     .c3 { fill: #1a7f5a; } .c20 { fill: #c9812b; } .cbare { fill: #8c959f; }
     .cdb { fill: #7a6fc0; }
+    .csqlite3 { fill: #8c959f; }
     .cdask { fill: #8c959f; } .cdask-uuid { fill: #b0b7be; }
     @media (prefers-color-scheme: dark) {
       text { fill: #e6edf3; } .better, .who { fill: #9da7b1; }
       .c3 { fill: #3fb98a; } .c20 { fill: #dba15a; } .cbare { fill: #6e7681; }
       .cdb { fill: #a79ce8; }
+      .csqlite3 { fill: #6e7681; }
       .cdask { fill: #6e7681; } .cdask-uuid { fill: #545b64; }
     }
 """

@@ -1,7 +1,8 @@
 """How many tasks that do nothing run in a second, until their results are stored.
 
 Enqueued by one thread, and run by threads of the same process, or by the worker of
-django-tasks-db. Whether they are finished the store is asked, now and then.
+django-tasks-db. Whether they are finished the store is asked, now and then. Beside the
+sqlite store stands SQLite itself: see `bare_sqlite`.
 """
 
 import statistics
@@ -48,10 +49,27 @@ def _per_s(alias: str, count: int) -> float:
     return count / statistics.median(_run(alias, count) for _ in range(_ROUNDS))
 
 
+def _bare_per_s(count: int) -> float:
+    """The same by SQLite itself, in a file that the store has made."""
+    from . import bare_sqlite
+    from .stores_settings import TASKS, WORKERS
+
+    _run("sqlite", 1)
+    path = TASKS["sqlite"]["OPTIONS"]["STORE_OPTIONS"]["PATH"]
+    bare_sqlite.run(path, threads=WORKERS, count=count // 5)
+    return count / statistics.median(
+        bare_sqlite.run(path, threads=WORKERS, count=count) for _ in range(_ROUNDS)
+    )
+
+
 def main() -> None:
     name, arguments = told()
     alias: str = arguments["alias"]
     count: int = arguments["counts"][name]
+    if name == "sqlite3":
+        with project("3", None):
+            tell({"per_s": _bare_per_s(count)})
+        return
     with project(name, arguments["engine"]):
         if name == "db":
             with worker():

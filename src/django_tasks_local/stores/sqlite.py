@@ -160,9 +160,6 @@ _SET_ASIDE = """
 """
 
 
-type _Ways = tuple[tuple[str, tuple[object, ...]], ...]
-
-
 class SqliteStore:
     """For ``"STORE": "sqlite"``: an `OwnedResultStore` in a file of SQLite's.
 
@@ -239,23 +236,14 @@ class SqliteStore:
 
     def save(self, records: Sequence[Record], /) -> Sequence[bool]:
         """See `ResultStore`."""
-        changes = list(map(self._change, records))
-        if not changes:
-            return []
-        return self._file.write(partial(_save, changes), is_single=len(changes) == 1)
+        if len(records) == 1:
+            save_one = partial(_save, records[0], self._alias)
+            return [self._file.write(save_one, is_single=True)]
 
-    def _change(self, record: Record) -> _Ways:
-        """The ways to save it, one of which may do where those before it do not."""
-        which = (record.id, self._alias, record.revision - 1)
-        changing = changing_of(record)
-        if record.is_finished:
-            return ((_FINISH, (*changing, self._alias, *which)),)
-        owner, *others, is_cancel_requested, revision = changing
-        same = (owner, is_cancel_requested)
-        return (
-            (_CHANGE_OTHERS, (*others, revision, *which, *same)),
-            (_CHANGE, (*changing, *which)),
-        )
+        def save(db: sqlite3.Connection) -> list[bool]:
+            return [_save(record, self._alias, db) for record in records]
+
+        return self._file.write(save) if records else []
 
     def unfinished(self) -> Iterator[Record]:
         """See `ResultStore`."""
@@ -384,16 +372,18 @@ class SqliteStore:
             )
 
 
-def _save(changes: Sequence[_Ways], db: sqlite3.Connection) -> list[bool]:
-    """Whether each could be made."""
-    return [_save_one(ways, db) for ways in changes]
-
-
-def _save_one(ways: _Ways, db: sqlite3.Connection) -> bool:
-    for statement, values in ways:
-        if db.execute(statement, values).rowcount == 1:
-            return True
-    return False
+def _save(record: Record, alias: str, db: sqlite3.Connection) -> bool:
+    """See `ResultStore.save`."""
+    changing = changing_of(record)
+    which = (record.id, alias, record.revision - 1)
+    if record.is_finished:
+        return db.execute(_FINISH, (*changing, alias, *which)).rowcount == 1
+    owner, *others, is_cancel_requested, revision = changing
+    same = (owner, is_cancel_requested)
+    return (
+        db.execute(_CHANGE_OTHERS, (*others, revision, *which, *same)).rowcount == 1
+        or db.execute(_CHANGE, (*changing, *which)).rowcount == 1
+    )
 
 
 class _Owners(LockFiles):

@@ -82,7 +82,10 @@ class SqliteFile:
         write = _Write(work, is_single=is_single)
         interruption = None
         try:
-            self._waiting.append(write)
+            if self._waiting or self._alone or not self._has_turn(write):
+                self._waiting.append(write)
+            else:
+                self._write_some(write, [write])
             while not write.is_done:
                 # Who is woken for a turn may find that another has come first, and has
                 # done all that waits: between its waking and its running again lies a
@@ -147,8 +150,8 @@ class SqliteFile:
     # nothing was left to do. As the turn is but an entry with a name, ending one twice
     # does no harm.
 
-    def _write_some(self, turn: "_Write") -> None:
-        """Do what waits, and what comes meanwhile; then the turn is over.
+    def _write_some(self, turn: "_Write", writes: "Sequence[_Write]" = ()) -> None:
+        """Do `writes`, all that waits, and what comes meanwhile; then the turn is over.
 
         In one transaction: where one of several fails, nothing is written, and each of
         them is done by itself at the next calls.
@@ -157,13 +160,14 @@ class SqliteFile:
         if self._to_be_parted:
             limit = 1
             self._to_be_parted -= 1
-        batch = _Batch()
+        batch = _Batch(writes)
         db = None
         must_be_parted = False
         try:
             try:
                 db = self._writer = self._usable(self._writer)
-                batch.take(self._waiting, limit)
+                if self._waiting and not (limit and writes):
+                    batch.take(self._waiting, limit)
                 if len(batch.writes) == 1 and batch.writes[0].is_single:
                     batch.changes_before = db.total_changes
                     limit = 1
@@ -456,13 +460,15 @@ class _Batch:
 
     __slots__ = ("changes_before", "error", "has_run", "is_done", "writes")
 
-    def __init__(self) -> None:
-        self.writes: list[_Write] = []
+    def __init__(self, writes: "Sequence[_Write]") -> None:
+        self.writes: list[_Write] = [*writes]
         self.error: sqlite3.Error | StoreError | None = None
         self.changes_before: int | None = None
         """Of a single write without a transaction."""
         self.has_run = False
         self.is_done = False
+        for write in writes:
+            write.batch = self
 
     def is_in_file(self, db: sqlite3.Connection) -> bool:
         """Whether it was committed, wherever Ctrl-C has come."""
