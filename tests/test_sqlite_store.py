@@ -35,7 +35,7 @@ from django_tasks_local.identity import new_owner
 from django_tasks_local.options import LocalOptions
 from django_tasks_local.records import Record
 from django_tasks_local.state import shutdown_executor
-from django_tasks_local.stores import sqlite_file
+from django_tasks_local.stores import sqlite_file, sqlite_opening
 from django_tasks_local.stores.lock_files import LockFiles
 from django_tasks_local.stores.sqlite import SqliteStore
 from django_tasks_local.stores.sqlite_file import SqliteFile
@@ -763,7 +763,7 @@ class TestFork:
                 """
                 from django_tasks_local.errors import StoreError
                 from django_tasks_local.stores import sqlite_file
-                sqlite_file._BUSY_S = 0.01  # or the fork would wait for half a minute
+                sqlite_file.BUSY_S = 0.01  # or the fork would wait for half a minute
 
                 store = store_of(Path(sys.argv[1]))
                 keep(store, ready_record(0))
@@ -895,6 +895,7 @@ WRITING = {
     code: names_of(code)
     for code in codes_of(
         *vars(sqlite_file).values(),
+        *vars(sqlite_opening).values(),
         SqliteStore.add,
         contextlib.suppress,
         contextlib.contextmanager,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -11,7 +11,14 @@ from django.tasks.base import TaskResultStatus
 from ..json_text import NO_ARGUMENTS, decode_value
 from ..records import ErrorRecord, Record, TaskSpec
 
-__all__ = ["CHANGING", "COLUMNS", "changing_of", "record_of_row", "row_of"]
+__all__ = [
+    "CHANGING",
+    "COLUMNS",
+    "changing_of",
+    "readable_records",
+    "record_of_row",
+    "row_of",
+]
 
 type Column = str | int | float | bool | None
 
@@ -82,6 +89,31 @@ def changing_of(record: Record, /) -> tuple[Column, ...]:
 @lru_cache(maxsize=256)  # those of slots come again and again
 def _text_of_ids(worker_ids: tuple[str, ...]) -> str:
     return json.dumps(worker_ids)
+
+
+def readable_records[R: Sequence[object]](
+    rows: Iterable[R],
+    /,
+    *,
+    is_finished: bool | None,
+    set_aside: Callable[[R, str], None],
+) -> list[Record]:
+    """The records of those rows, each with its number before it, that are such.
+
+    And that are finished, or are not, where it is known. `set_aside` is given each of
+    the others, and what is wrong with it.
+    """
+    records: list[Record] = []
+    for row in rows:
+        try:
+            record = record_of_row(row[1:])
+            if is_finished is not None and record.is_finished is not is_finished:
+                raise ValueError(f"its status is {record.status.value}")
+        except (ValueError, RecursionError) as err:
+            set_aside(row, f"{type(err).__name__}: {err}")
+        else:
+            records.append(record)
+    return records
 
 
 def record_of_row(row: Sequence[object], /) -> Record:

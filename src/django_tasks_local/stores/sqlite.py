@@ -20,7 +20,7 @@ from ..logs import log_error
 from ..options import LocalOptions
 from ..records import Record, Timestamp
 from .lock_files import LockFiles
-from .rows import CHANGING, COLUMNS, changing_of, record_of_row, row_of
+from .rows import CHANGING, COLUMNS, changing_of, readable_records, row_of
 from .sqlite_file import SqliteFile
 
 __all__ = ["SqliteStore"]
@@ -340,20 +340,11 @@ class SqliteStore:
     def _readable(
         self, rows: Sequence[Sequence[object]], *, is_finished: bool | None = None
     ) -> list[Record]:
-        """The records of those rows that are such; the others are set aside."""
-        records: list[Record] = []
-        for row in rows:
-            try:
-                record = record_of_row(row[1:])
-                if is_finished is not None and record.is_finished is not is_finished:
-                    raise ValueError(f"its status is {record.status.value}")
-            except (ValueError, RecursionError) as err:
-                self._set_aside(row, reason=f"{type(err).__name__}: {err}")
-            else:
-                records.append(record)
-        return records
+        return readable_records(
+            rows, is_finished=is_finished, set_aside=self._set_aside
+        )
 
-    def _set_aside(self, row: Sequence[object], *, reason: str) -> None:
+    def _set_aside(self, row: Sequence[object], reason: str) -> None:
         def set_aside(db: sqlite3.Connection) -> bool:
             if db.execute(_DELETE, row[:2]).rowcount == 0:  # somebody was faster
                 return False

@@ -1,14 +1,7 @@
-"""A file of results, kept with `sqlite3`: opening it, and writing in turn.
-
-What SQLite promises, and asks for in turn, stands on its pages on
-[WAL](https://www.sqlite.org/wal.html), on
-[locking](https://www.sqlite.org/lockingv3.html), and on
-[how to corrupt a file](https://www.sqlite.org/howtocorrupt.html).
-"""
+"""A file of results, kept with `sqlite3`: reading it, and writing in turn."""
 
 import os
 import sqlite3
-import stat
 import threading
 import time
 import weakref
@@ -19,18 +12,20 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import cast
-from urllib.parse import quote
 
 from ..errors import StoreError
+from .sqlite_opening import (
+    BUSY_S,
+    Connection,
+    Identity,
+    Opener,
+    explain,
+    identity_of,
+)
 
 __all__ = ["SqliteFile"]
 
-_APPLICATION_ID = 0x44544C33  # "DTL3"
-_BUSY_S = 30.0
-_BUSY_PAUSE_S = 0.01
 _LOOK_S = 0.1
-_PAGE_BYTES = 2048
-_WAL_BYTES = 16 * 1024 * 1024  # left to the file when it has all been taken over
 
 
 class SqliteFile:
@@ -47,16 +42,19 @@ class SqliteFile:
         self, path: Path, /, *, schema: str, schema_version: int, synchronous: str
     ) -> None:
         self.path: Path = path
-        self._schema = schema
-        self._schema_version = schema_version
-        self._synchronous = synchronous
+        self._opener = Opener(
+            path,
+            schema=schema,
+            schema_version=schema_version,
+            synchronous=synchronous,
+        )
         self._begin()
         self._to_be_parted = 0
-        self._writer: _Connection | None = None
-        self._reader: _Connection | None = None
-        self._observer: _Connection | None = None
+        self._writer: Connection | None = None
+        self._reader: Connection | None = None
+        self._observer: Connection | None = None
         self._observers = 0
-        self._identity: _Identity | None = None
+        self._identity: Identity | None = None
         self._looks_at_s = 0.0  # at its path again, by the monotonic clock
         self._is_closed = False
         self._is_lost = False
@@ -105,7 +103,7 @@ class SqliteFile:
             if isinstance(error, StoreError):  # others get it too
                 raise StoreError(str(error)) from error.__cause__
             if isinstance(error, sqlite3.Error):
-                raise StoreError(f"{self.path}: {_explain(error)}") from error
+                raise StoreError(f"{self.path}: {explain(error)}") from error
             raise error
         if then is not None:
             then()
@@ -267,122 +265,35 @@ class SqliteFile:
 
     # Its connections.
 
-    def _usable(self, db: "_Connection | None") -> "_Connection":
+    def _usable(self, db: Connection | None) -> Connection:
         """The connection, or a new one where the file is not the same any more."""
         now_s = time.monotonic()
         if now_s >= self._looks_at_s:
-            self._identity = _identity(self.path)
+            self._identity = identity_of(self.path)
             self._looks_at_s = now_s + _LOOK_S
         if db is not None and db.identity == self._identity:
             return db
         _close(db)
         return self._open()
 
-    def _open(self) -> "_Connection":
+    def _open(self) -> Connection:
         if self._is_closed:
             raise StoreError(f"The store in {self.path} was closed.")
         if self._is_lost:
             raise StoreError(
                 f"{self.path} cannot be used in this process, which was forked while "
-                f"its parent had been using it for {_BUSY_S:.0f} seconds."
+                f"its parent had been using it for {BUSY_S:.0f} seconds."
             )
-        identity = self._identity = self._make()
-        db = sqlite3.connect(
-            # `_make` makes it, or nobody does.
-            f"file://{quote(os.fsencode(self.path))}?mode=rw",
-            uri=True,
-            timeout=_BUSY_S,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=64,
-            factory=_Connection,
-        )
-        try:
-            db.identity = identity
-            self._fill(db)
-            self._check(db)
-            self._share(db)
-            db.execute(f"PRAGMA synchronous = {self._synchronous}")
-            db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-            db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // _PAGE_BYTES}")
-        except BaseException:
-            db.close()
-            raise
+        db = self._opener.open()
+        self._identity = db.identity
         return db
-
-    def _make(self) -> "_Identity | None":
-        """See to it that there is a file: an empty one, for its user alone."""
-        identity = _identity(self.path)
-        if identity is not None:
-            return identity
-        try:
-            # Not by `open`: whoever closes a file loses SQLite's locks of it.
-            os.mknod(self.path, 0o600 | stat.S_IFREG)
-        except FileExistsError:
-            pass  # another was faster
-        except OSError as err:
-            raise StoreError(
-                f"{self.path} cannot be made: {err.strerror}. Its directory has to be "
-                "there, and to be writable."
-            ) from err
-        return _identity(self.path)
-
-    def _fill(self, db: sqlite3.Connection) -> None:
-        """Make the tables in an empty file, unless another is faster."""
-        if not _is_empty(db):
-            return
-        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        db.execute("BEGIN IMMEDIATE")
-        if _is_empty(db):
-            for statement in self._schema.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {self._schema_version}")
-        db.execute("COMMIT")
-
-    def _check(self, db: sqlite3.Connection) -> None:
-        """Whether it is a file of ours, and of this version."""
-        (application_id,) = db.execute("PRAGMA application_id").fetchone()
-        if application_id != _APPLICATION_ID:
-            raise StoreError(
-                f"{self.path} was not made by django-tasks-local, which leaves it as "
-                "it is. Name another file in STORE_OPTIONS['PATH'], or remove this one."
-            )
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version != self._schema_version:
-            raise StoreError(
-                f"{self.path} was made by another version of django-tasks-local (its "
-                f"schema is {version}, this version's is {self._schema_version}). "
-                "Install that version again, or name another file in "
-                "STORE_OPTIONS['PATH']."
-            )
-
-    def _share(self, db: sqlite3.Connection) -> None:
-        """Have all use WAL, from the first one on."""
-        until_s = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-            except sqlite3.OperationalError as err:
-                # For another one who opens the new file, SQLite does not wait here.
-                if err.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                if time.monotonic() > until_s:
-                    raise
-                time.sleep(_BUSY_PAUSE_S)
-            else:
-                break
-        if mode != "wal":
-            raise StoreError(
-                f"{self.path}: {_UNSHARED} (SQLite's journal mode stays {mode!r})."
-            )
 
     @contextmanager
     def _explaining(self) -> Generator[None]:
         try:
             yield
         except sqlite3.Error as err:
-            raise StoreError(f"{self.path}: {_explain(err)}") from err
+            raise StoreError(f"{self.path}: {explain(err)}") from err
 
     def _close_writer(self) -> None:
         self._looks_at_s = 0.0
@@ -411,10 +322,10 @@ class SqliteFile:
         held.append(partial(self._end_turn, turn))
         self._alone.append(turn)
         while not self._has_turn(turn):
-            if not turn.woken.acquire(timeout=_BUSY_S):
+            if not turn.woken.acquire(timeout=BUSY_S):
                 return
         for lock in (self._reading, self._observing):
-            if not lock.acquire(timeout=_BUSY_S):
+            if not lock.acquire(timeout=BUSY_S):
                 return
             held.append(lock.release)
         self._close_connections()
@@ -428,31 +339,6 @@ class SqliteFile:
             _parents.extend((self._writer, self._reader, self._observer))
             self._writer = self._reader = self._observer = None
             self._is_lost = True
-
-
-class _Connection(sqlite3.Connection):
-    identity: "_Identity | None" = None
-    """Of the file that it has opened."""
-
-
-type _Identity = tuple[int, int]
-
-
-def _identity(path: Path) -> _Identity | None:
-    """What changes when another file takes its place; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _is_empty(db: sqlite3.Connection) -> bool:
-    """Whether nobody has ever put anything into the file."""
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return (tables, application_id, version) == (0, 0, 0)
 
 
 class _Batch:
@@ -573,56 +459,12 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
-_UNSHARED = (
-    "it lies on a file system on which processes cannot share it, as network file "
-    "systems are. Name a file on a local disk in STORE_OPTIONS['PATH']"
-)
-# By SQLite's result codes, the primary ones or those that say more.
-_EXPLANATIONS = {
-    sqlite3.SQLITE_FULL: "its disk is full",
-    sqlite3.SQLITE_READONLY: "it cannot be written: the file, its directory or its "
-    "disk is read-only for this process",
-    sqlite3.SQLITE_PERM: "it cannot be read: this process may not",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: this process has to be able to "
-    "read and write the file and its directory",
-    sqlite3.SQLITE_CORRUPT: "it is damaged. Move it away, with the files '-wal' and "
-    "'-shm' beside it, and a new one is made; the sqlite3 program's '.recover' may "
-    "save what was in it",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database. Name another file in "
-    "STORE_OPTIONS['PATH']",
-    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_BUSY_S:.0f} "
-    "seconds",
-    sqlite3.SQLITE_TOOBIG: "what was to be kept in it is too large",
-    sqlite3.SQLITE_IOERR: "its disk cannot be read or written",
-    sqlite3.SQLITE_IOERR_SHMSIZE: "its disk cannot be written, or is full",
-    **dict.fromkeys(
-        (
-            sqlite3.SQLITE_PROTOCOL,
-            sqlite3.SQLITE_IOERR_LOCK,
-            sqlite3.SQLITE_IOERR_RDLOCK,
-            sqlite3.SQLITE_IOERR_UNLOCK,
-            sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
-            sqlite3.SQLITE_IOERR_SHMOPEN,
-            sqlite3.SQLITE_IOERR_SHMMAP,
-            sqlite3.SQLITE_IOERR_SHMLOCK,
-        ),
-        _UNSHARED,
-    ),
-}
-
-
-def _explain(err: sqlite3.Error) -> str:
-    code = getattr(err, "sqlite_errorcode", 0)
-    explanation = _EXPLANATIONS.get(code) or _EXPLANATIONS.get(code & 0xFF)
-    return f"{explanation} ({err})." if explanation else f"{err}."
-
-
 # By their ids: of these the references can be listed while another thread adds one.
 _all_files = weakref.WeakValueDictionary[int, SqliteFile]()
 # Of the threads that are forking: what lets others go on.
 _forking: dict[int, list[Callable[[], None]]] = {}
 # Connections that nobody here may touch.
-_parents: list[_Connection | None] = []
+_parents: list[Connection | None] = []
 
 
 def _files() -> list[SqliteFile]:

@@ -20,7 +20,7 @@ from ...errors import StoreError
 from ...logs import log_error
 from ...options import LocalOptions
 from ...records import Record, Timestamp
-from ..rows import record_of_row
+from ..rows import readable_records
 from .errors import explaining
 from .leases import Leases, leases_of
 from .models import StoredResult, UnreadableResult
@@ -285,32 +285,24 @@ class DatabaseStore:
                 some = list(rows.filter(number__gt=after).values_list(*_ROW)[:_AT_ONCE])
             if not some:
                 return
-            yield from self._parse(some, is_finished=False)
+            yield from self._parse(some, False)
             after = some[-1][0]
 
     def _readable(
         self, rows: QuerySet[StoredResult], *, is_finished: bool | None = None
     ) -> list[Record]:
         with self._same_database():
-            return self._parse(list(rows.values_list(*_ROW)), is_finished=is_finished)
+            return self._parse(list(rows.values_list(*_ROW)), is_finished)
 
     def _parse(
-        self, rows: Sequence[Sequence[Any]], *, is_finished: bool | None = None
+        self, rows: Sequence[Sequence[Any]], is_finished: bool | None
     ) -> list[Record]:
-        """The records of those rows that are such; the others are set aside."""
-        records: list[Record] = []
-        for number, *row in rows:
-            try:
-                record = record_of_row(row)
-                if is_finished is not None and record.is_finished is not is_finished:
-                    raise ValueError(f"its status is {record.status.value}")
-            except (ValueError, RecursionError) as err:
-                self._set_aside(number, row, reason=f"{type(err).__name__}: {err}")
-            else:
-                records.append(record)
-        return records
+        return readable_records(
+            rows, is_finished=is_finished, set_aside=self._set_aside
+        )
 
-    def _set_aside(self, number: int, row: Sequence[object], *, reason: str) -> None:
+    def _set_aside(self, row: Sequence[Any], reason: str) -> None:
+        number, result_id, *_ = row
         with self._same_database(), transaction.atomic(self._using):
             count, _ = self._objects.filter(number=number).delete()
             if count == 0:  # somebody was faster
@@ -319,13 +311,13 @@ class DatabaseStore:
                 alias=self._alias,
                 noticed_at=time.time(),
                 reason=ascii(reason),
-                content=ascii(dict(zip(_ROW, (number, *row), strict=True))),
+                content=ascii(dict(zip(_ROW, row, strict=True))),
             )
         log_error(
             "TASKS[%r]: result %r cannot be read and was set aside, in the table of "
             "unreadable results of database %r: %s",
             self._alias,
-            row[0],
+            result_id,
             self._using,
             reason,
         )
