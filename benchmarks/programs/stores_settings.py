@@ -41,7 +41,8 @@ if _engine == "sqlite":
         "CONN_MAX_AGE": None,
         "OPTIONS": {
             # As the sqlite store has it.
-            "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL",
+            "init_command": "PRAGMA page_size = 2048; PRAGMA journal_mode = WAL; "
+            "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 8192",
             "transaction_mode": "IMMEDIATE",
             "timeout": 30,
         },

@@ -85,16 +85,16 @@ def reaches_nobody(logger: logging.Logger, level: int, /) -> bool:
         or logging.getLogRecordFactory() is not logging.LogRecord
     ):
         return False
-    last_resort = logging.lastResort
-    if not logger.hasHandlers():  # then it is this one's affair
-        return last_resort is None or level < last_resort.level
+    is_handled = False
     at: logging.Logger | None = logger
     while at is not None:
         for handler in at.handlers:
+            is_handled = True
             if handler.level <= level and not _refuses_everything(handler):
                 return False
         at = at.parent if at.propagate else None
-    return True
+    last_resort = logging.lastResort  # whose affair it is where there is no other
+    return is_handled or last_resort is None or level < last_resort.level
 
 
 def _refuses_everything(handler: logging.Handler) -> bool:

@@ -32,12 +32,14 @@ class Retention:
         self._is_late = self._ttl_s is not None or (
             self._keep is not None and not self._is_prompt
         )
+        self._begins = self._is_late and _is_slow(store)
         self._until_s = 0.0
         self._timer = Timer(self._prune, name=f"django-tasks-{alias}-prune")
 
     def begin(self) -> None:
-        """What others have left here may have to go."""
-        if self._is_late and _is_slow(self._store):
+        """What others have left here may have to go. A second call does nothing."""
+        if self._begins:
+            self._begins = False
             self.note_end()
 
     def note_end(self) -> None:
