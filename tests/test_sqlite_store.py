@@ -1056,6 +1056,41 @@ class TestCtrlC:
                     assert at > 30
                     break
 
+    def test_it_takes_the_answer_from_nobody_else(self, path: Path) -> None:
+        """Another thread's comes alone, as after one that has failed."""
+        with stores_of(path) as (store,):
+            keep(store, ready_record(0))
+            for at in itertools.count():
+                file = store._file
+                other = sqlite_file._Write(count_of, is_single=True)
+                file._waiting.append(other)
+                file._to_be_parted = 1
+                interrupter = Interrupter(at)
+
+                keep_interrupted(store, ready_record(at), interrupter)
+
+                keep(store, ready_record(0))  # who comes next does what is left
+                assert other.is_done
+                assert isinstance(other.result, int)
+                if not interrupter.has_interrupted:
+                    assert at > 30
+                    break
+
+    def test_at_any_moment_of_closing_it_keeps_nobody_waiting(self, path: Path) -> None:
+        caught: list[Interrupted] = []  # whose frames live as long as they are kept
+        for at in itertools.count():
+            with stores_of(path) as (store,):
+                keep(store, ready_record(at))
+                interrupter = Interrupter(at)
+                try:
+                    interrupter.run(store.close)
+                except Interrupted as err:
+                    caught.append(err)
+                store.close()
+            if not interrupter.has_interrupted:
+                assert at > 10
+                break
+
     def test_who_waits_for_a_turn_leaves_nothing_behind(self, path: Path) -> None:
         """Another thread writes meanwhile, and goes on once this one waits."""
         me = threading.current_thread()
@@ -1088,6 +1123,11 @@ class TestCtrlC:
                 if not interrupter.has_interrupted:
                     assert at > 10
                     break
+
+
+def count_of(db: sqlite3.Connection) -> int:
+    """Of the rows that a statement writes, which is all of them."""
+    return db.execute("UPDATE result SET finish = finish").rowcount
 
 
 def is_waiting_to_write(thread: threading.Thread) -> bool:

@@ -1,11 +1,7 @@
 """Care for the database connections of a thread that Django knows nothing of."""
 
-import threading
-from collections.abc import Sequence
-
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.signals import connection_created
 
 from .logs import log_exception
 
@@ -17,34 +13,13 @@ __all__ = [
 ]
 
 
-_here = threading.local()
-
-
-def _note(**_: object) -> None:
-    _here.has_connected = True
-
-
-connection_created.connect(_note)
-
-
-def _of_this_thread() -> Sequence[BaseDatabaseWrapper]:
-    """Those connections of this thread that have ever been open.
-
-    It takes Django long to say that there are none, which is so for tasks that do not
-    use the database.
-    """
-    if not getattr(_here, "has_connected", False):
-        return ()
-    return connections.all(initialized_only=True)
-
-
 def close_old_connections() -> None:
     """Care for this thread's database connections, as is done after a request.
 
     After each task; before one there is nothing to care for, since a worker that
-    rests holds none. As `close_open_transactions` does too.
+    rests holds none. Those on which a task left a transaction open are dropped.
     """
-    for connection in _of_this_thread():
+    for connection in connections.all(initialized_only=True):
         try:
             if connection.in_atomic_block:
                 _drop(connection)
@@ -60,7 +35,7 @@ def close_open_transactions() -> None:
     It is not the next task's. Django would keep its state, so that task gets another
     connection.
     """
-    for connection in _of_this_thread():
+    for connection in connections.all(initialized_only=True):
         try:
             if connection.in_atomic_block:
                 _drop(connection)
@@ -69,8 +44,11 @@ def close_open_transactions() -> None:
 
 
 def _drop(connection: BaseDatabaseWrapper) -> None:
-    connection.close()
-    del connections[connection.alias]
+    """Close it, and have who comes next get another one."""
+    try:
+        connection.close()
+    finally:
+        del connections[connection.alias]
 
 
 def close_broken_connections() -> None:
@@ -78,7 +56,7 @@ def close_broken_connections() -> None:
 
     The others are kept, however old they are, for those who are using them.
     """
-    for connection in _of_this_thread():
+    for connection in connections.all(initialized_only=True):
         if connection.errors_occurred and not connection.in_atomic_block:
             close_at, connection.close_at = connection.close_at, None
             try:
@@ -90,8 +68,11 @@ def close_broken_connections() -> None:
 
 
 def close_connections() -> None:
-    """Close this thread's database connections, as `close_open_transactions` does."""
-    for connection in _of_this_thread():
+    """Close this thread's database connections.
+
+    Those on which a task left a transaction open are dropped.
+    """
+    for connection in connections.all(initialized_only=True):
         try:
             if connection.in_atomic_block:
                 _drop(connection)

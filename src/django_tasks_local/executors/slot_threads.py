@@ -28,7 +28,7 @@ class SlotWorker(Protocol):
         ...
 
     def tidy(self, *, rests: bool) -> None:
-        """A call has ended, and who waited for it knows.
+        """A call has ended.
 
         Where it `rests`, no call waits: let go of what only a busy worker should hold.
         """

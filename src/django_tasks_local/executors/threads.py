@@ -122,7 +122,7 @@ class _ThreadWorker:
         )
 
     def tidy(self, *, rests: bool) -> None:
-        if rests or self.is_spent:  # then nobody knows what state they are in
+        if rests or self.is_spent:  # if spent, nobody knows what state they are in
             close_connections()
         else:
             close_old_connections()

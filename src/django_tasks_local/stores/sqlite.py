@@ -237,11 +237,12 @@ class SqliteStore:
     def save(self, records: Sequence[Record], /) -> Sequence[bool]:
         """See `ResultStore`."""
         if len(records) == 1:
-            save_one = partial(_save, records[0], self._alias)
+            save_one = partial(_save, records[0], changing_of(records[0]))
             return [self._file.write(save_one, is_single=True)]
+        changes = [(record, changing_of(record)) for record in records]
 
         def save(db: sqlite3.Connection) -> list[bool]:
-            return [_save(record, self._alias, db) for record in records]
+            return [_save(record, changing, db) for record, changing in changes]
 
         return self._file.write(save) if records else []
 
@@ -363,12 +364,11 @@ class SqliteStore:
             )
 
 
-def _save(record: Record, alias: str, db: sqlite3.Connection) -> bool:
+def _save(record: Record, changing: Sequence[object], db: sqlite3.Connection) -> bool:
     """See `ResultStore.save`."""
-    changing = changing_of(record)
-    which = (record.id, alias, record.revision - 1)
+    which = (record.id, record.alias, record.revision - 1)
     if record.is_finished:
-        return db.execute(_FINISH, (*changing, alias, *which)).rowcount == 1
+        return db.execute(_FINISH, (*changing, record.alias, *which)).rowcount == 1
     owner, *others, is_cancel_requested, revision = changing
     same = (owner, is_cancel_requested)
     return (

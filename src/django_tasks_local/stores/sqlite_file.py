@@ -48,8 +48,8 @@ class SqliteFile:
             schema_version=schema_version,
             synchronous=synchronous,
         )
-        self._begin()
         self._to_be_parted = 0
+        self._begin()
         self._writer: Connection | None = None
         self._reader: Connection | None = None
         self._observer: Connection | None = None
@@ -135,9 +135,18 @@ class SqliteFile:
 
     def close(self) -> None:
         """Close it for good. A second call does nothing."""
-        with self._nobody_writing(_Turn()), self._reading, self._observing:
-            self._is_closed = True
-            self._close_connections()
+        turn = _Turn()
+        try:
+            self._alone.append(turn)
+            while not self._has_turn(turn):
+                turn.woken.acquire()
+            with self._reading, self._observing:
+                self._is_closed = True
+                self._close_connections()
+            self._end_turn(turn)
+        except BaseException:  # Ctrl-C
+            self._end_turn(turn)
+            raise
 
     # Writing in turn. Ctrl-C may come between any two lines of it: then what has been
     # committed is done, and all else waits again.
@@ -149,11 +158,16 @@ class SqliteFile:
     # does no harm.
 
     def _write_some(self, turn: "_Write", writes: "Sequence[_Write]" = ()) -> None:
-        """Do `writes`, all that waits, and what comes meanwhile; then the turn is over.
+        """Do `writes`, all that waits, and what comes meanwhile; then end the turn.
+
+        Where that raises, the turn is still to be ended (`_take_back`).
 
         In one transaction: where one of several fails, nothing is written, and each of
         them is done by itself at the next calls.
         """
+        if turn.is_done:  # by another, just now
+            self._end_turn(turn)
+            return
         limit = None
         if self._to_be_parted:
             limit = 1
@@ -166,7 +180,10 @@ class SqliteFile:
                 db = self._writer = self._usable(self._writer)
                 if self._waiting and not (limit and writes):
                     batch.take(self._waiting, limit)
-                if len(batch.writes) == 1 and batch.writes[0].is_single:
+                if db.in_transaction:  # as several interrupts at once may leave it
+                    db.execute("ROLLBACK")
+                # Only one's own: where Ctrl-C comes, its result is not known.
+                if batch.writes == [turn] and turn.is_single:
                     batch.changes_before = db.total_changes
                     limit = 1
                 else:
@@ -214,14 +231,19 @@ class SqliteFile:
 
     def _take_back(self, write: "_Write") -> bool:
         """Whether nobody has done it, nor will."""
-        if not self._forget(write):
+        try:
+            if self._forget(write):
+                return True
             # Whoever has taken it has to be through with it.
-            with self._nobody_writing(write):
-                if write.is_done:
-                    return False
-                self._forget(write)  # it was put back, or has never waited
-        self._end_turn(write)
-        return True
+            self._alone.append(write)
+            while not write.is_done and not self._has_turn(write):
+                write.woken.acquire()
+            if write.is_done:
+                return False
+            self._forget(write)  # it was put back, or has never waited
+            return True
+        finally:
+            self._end_turn(write)
 
     def _forget(self, write: "_Write") -> bool:
         """Whether it was still to be taken."""
@@ -230,19 +252,6 @@ class SqliteFile:
         except ValueError:
             return False
         return True
-
-    @contextmanager
-    def _nobody_writing(self, turn: "_Turn") -> Generator[None]:
-        """Have nobody write meanwhile."""
-        try:
-            self._alone.append(turn)
-            while not self._has_turn(turn):
-                turn.woken.acquire()
-            yield
-            self._end_turn(turn)
-        except BaseException:
-            self._end_turn(turn)
-            raise
 
     def _has_turn(self, turn: "_Turn") -> bool:
         """Whether it is its turn, from now on if it was nobody's."""
@@ -311,6 +320,7 @@ class SqliteFile:
         self._waiting: deque[_Write] = deque()
         # Those who want nobody to write meanwhile.
         self._alone: deque[_Turn] = deque()
+        self._to_be_parted = 0
         self._reading = threading.Lock()
         self._observing = threading.Lock()
 
@@ -321,8 +331,9 @@ class SqliteFile:
         turn = _Turn()
         held.append(partial(self._end_turn, turn))
         self._alone.append(turn)
+        until_s = time.monotonic() + BUSY_S
         while not self._has_turn(turn):
-            if not turn.woken.acquire(timeout=BUSY_S):
+            if not turn.woken.acquire(timeout=max(0.0, until_s - time.monotonic())):
                 return
         for lock in (self._reading, self._observing):
             if not lock.acquire(timeout=BUSY_S):
@@ -376,7 +387,7 @@ class _Batch:
 
 
 class _Turn:
-    """Of those who want to write, or that nobody does."""
+    """What a thread has that wants to write, or that nobody does meanwhile."""
 
     __slots__ = ("woken",)
 
