@@ -237,14 +237,30 @@ class SqliteStore:
     def save(self, records: Sequence[Record], /) -> Sequence[bool]:
         """See `ResultStore`."""
         if len(records) == 1:
-            save_one = partial(_save, records[0], changing_of(records[0]))
-            return [self._file.write(save_one, is_single=True)]
-        changes = [(record, changing_of(record)) for record in records]
+            return [self._file.write(self._change(records[0]), is_single=True)]
+        changes = list(map(self._change, records))
 
         def save(db: sqlite3.Connection) -> list[bool]:
-            return [_save(record, changing, db) for record, changing in changes]
+            return [change(db) for change in changes]
 
-        return self._file.write(save) if records else []
+        return self._file.write(save) if changes else []
+
+    def _change(self, record: Record) -> Callable[[sqlite3.Connection], bool]:
+        """What saves it, and says whether it was the next change."""
+        which = (record.id, self._alias, record.revision - 1)
+        changing = changing_of(record)
+        if record.is_finished:
+            values = (*changing, self._alias, *which)
+            return partial(_has_changed, ((_FINISH, values),))
+        owner, *others, is_cancel_requested, revision = changing
+        same = (owner, is_cancel_requested)
+        return partial(
+            _has_changed,
+            (
+                (_CHANGE_OTHERS, (*others, revision, *which, *same)),
+                (_CHANGE, (*changing, *which)),
+            ),
+        )
 
     def unfinished(self) -> Iterator[Record]:
         """See `ResultStore`."""
@@ -364,17 +380,11 @@ class SqliteStore:
             )
 
 
-def _save(record: Record, changing: Sequence[object], db: sqlite3.Connection) -> bool:
-    """See `ResultStore.save`."""
-    which = (record.id, record.alias, record.revision - 1)
-    if record.is_finished:
-        return db.execute(_FINISH, (*changing, record.alias, *which)).rowcount == 1
-    owner, *others, is_cancel_requested, revision = changing
-    same = (owner, is_cancel_requested)
-    return (
-        db.execute(_CHANGE_OTHERS, (*others, revision, *which, *same)).rowcount == 1
-        or db.execute(_CHANGE, (*changing, *which)).rowcount == 1
-    )
+def _has_changed(
+    ways: tuple[tuple[str, tuple[object, ...]], ...], db: sqlite3.Connection
+) -> bool:
+    """Whether one of these ways to change a row did, where those before it did not."""
+    return any(db.execute(*way).rowcount == 1 for way in ways)
 
 
 class _Owners(LockFiles):
