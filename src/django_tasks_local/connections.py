@@ -10,7 +10,16 @@ __all__ = [
     "close_connections",
     "close_old_connections",
     "close_open_transactions",
+    "tidy_connections",
 ]
+
+
+def tidy_connections(*, rests: bool) -> None:
+    """Close all of this thread's connections where it `rests`, the old ones if not."""
+    if rests:
+        close_connections()
+    else:
+        close_old_connections()
 
 
 def close_old_connections() -> None:

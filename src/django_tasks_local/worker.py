@@ -23,7 +23,7 @@ from django.utils.module_loading import import_string
 from typing_extensions import TypeIs
 
 from .backoff import Backoff
-from .connections import close_connections, close_old_connections
+from .connections import close_connections, close_old_connections, tidy_connections
 from .context import LocalTaskContext, close_context, enter_task, open_context
 from .errors import TaskCancelled, WorkerLost, path_of
 from .interruption import InterruptibleCall, InterruptibleCoroutine
@@ -46,6 +46,7 @@ __all__ = [
     "run_coroutine_task",
     "run_task",
     "stopped_outcome",
+    "tidy_connections",
 ]
 
 

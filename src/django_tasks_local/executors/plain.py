@@ -35,11 +35,11 @@ from ..protocols import Waitable, WorkerHost
 from ..records import Call, Enqueued, Interruption, Outcome, Record
 from ..worker import (
     close_connections,
-    close_old_connections,
     error_record,
     lost_outcome,
     run_task,
     stopped_outcome,
+    tidy_connections,
 )
 from .messages import Run, pack, run_message, unpack_from_child, unpack_to_child
 from .parents_results import backoff_of
@@ -204,11 +204,7 @@ class _SlotWorker:
         return self._executor.run_on(self._slot, call)
 
     def tidy(self, *, rests: bool) -> None:
-        # This thread's: receivers of signals may use them.
-        if rests:
-            close_connections()
-        else:
-            close_old_connections()
+        tidy_connections(rests=rests)  # receivers of signals may use this thread's
 
     def close(self) -> None:
         close_connections()

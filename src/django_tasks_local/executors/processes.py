@@ -30,10 +30,10 @@ from ..records import (
 )
 from ..worker import (
     close_connections,
-    close_old_connections,
     error_record,
     lost_outcome,
     stopped_outcome,
+    tidy_connections,
 )
 from .child import WorkerMain
 from .fork_server import Child, give_up_set_up, release_server, start_child
@@ -337,11 +337,7 @@ class _ProcessWorker:
             child.send_soon(pack(message))
 
     def tidy(self, *, rests: bool) -> None:
-        # This thread's: receivers of signals may use them.
-        if rests:
-            close_connections()
-        else:
-            close_old_connections()
+        tidy_connections(rests=rests)  # receivers of signals may use this thread's
         if self._is_worn_out:
             self._stop_child()
         if rests:

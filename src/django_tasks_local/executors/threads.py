@@ -13,10 +13,10 @@ from ..protocols import WorkerHost
 from ..records import Call, Interruption, Outcome
 from ..worker import (
     close_connections,
-    close_old_connections,
     is_async,
     run_task,
     stopped_outcome,
+    tidy_connections,
 )
 from .slot_threads import SlotThreads
 
@@ -122,10 +122,8 @@ class _ThreadWorker:
         )
 
     def tidy(self, *, rests: bool) -> None:
-        if rests or self.is_spent:  # if spent, nobody knows what state they are in
-            close_connections()
-        else:
-            close_old_connections()
+        # Where it is spent, nobody knows what state they are in.
+        tidy_connections(rests=rests or self.is_spent)
 
     def close(self) -> None:
         close_connections()
