@@ -178,6 +178,18 @@ class DaskCluster:
             answers: dict[str, bool] = client.run(_is_set_up, workers=[address])
         return answers[address]
 
+    def keys(self) -> set[str]:
+        """What the tasks are called that the scheduler knows."""
+        with Client(self.address, set_as_default=False) as client:
+            keys: set[str] = client.run_on_scheduler(_keys)
+        return keys
+
+    def groups(self) -> set[str]:
+        """The groups that the scheduler has made of all tasks that it has known."""
+        with Client(self.address, set_as_default=False) as client:
+            groups: set[str] = client.run_on_scheduler(_groups)
+        return groups
+
     def wait_for_tasks(self, count: int) -> None:
         """Block until the scheduler has been told of so many that have not ended."""
         ends_at = time.monotonic() + _LONG_S
@@ -200,6 +212,14 @@ class DaskCluster:
         )
         self._processes.append(process)
         return process
+
+
+def _keys(dask_scheduler: Any) -> set[str]:
+    return set(dask_scheduler.tasks)
+
+
+def _groups(dask_scheduler: Any) -> set[str]:
+    return set(dask_scheduler.task_prefixes)
 
 
 def _count_tasks(dask_scheduler: Any) -> int:

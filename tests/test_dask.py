@@ -5,7 +5,9 @@ import signal
 import tracemalloc
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.conf import settings
@@ -14,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import InvalidTask
 from django.test import override_settings
+from django.utils import timezone
 
 from django_tasks_local import (
     DaskBackend,
@@ -101,6 +104,19 @@ class TestTasks:
         assert seen.worker_ids[0] in dask_cluster.worker_addresses
         gate.open()
         assert handle.wait(LONG_S) == "x"
+
+    def test_its_key_is_the_id_of_its_result(
+        self, gate: Gate, dask_cluster: DaskCluster
+    ) -> None:
+        held = hold.using(backend=ALIAS)
+        soon = held.using(run_after=timezone.now() + timedelta(seconds=0.1))
+        handles = [held.enqueue(gate.port, "x"), soon.enqueue(gate.port, "y")]
+        for _ in handles:
+            gate.next_visitor()
+        ids = {UUID(handle.id).hex for handle in handles}
+        assert ids <= dask_cluster.keys()
+        gate.open()
+        assert [handle.wait(LONG_S) for handle in handles] == ["x", "y"]
 
     def test_metadata_and_context_go_both_ways(self, gate: Gate) -> None:
         token = colour.set("green")

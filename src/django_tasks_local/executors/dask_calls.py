@@ -81,17 +81,22 @@ class DaskCall:
         self.is_asking: bool = False
 
     def next_key(self, session: str) -> str:
-        """Dask's name for it, which it has once.
+        """Dask's name for it, which it has once: the digits of its result's id.
 
-        Another process may have handed in the same task, which Dask has not forgotten
-        yet though that process has died.
+        With more behind them for another attempt, and wherever the task may have been
+        handed in before, as by a process that has died since: Dask would take it for
+        the same one until it has forgotten that.
 
-        By what stands before the id Dask groups what it knows of tasks; of the ids
-        alone each would be a group of its own, for ever.
+        Dask puts tasks into groups by how their names begin, and forgets no group. All
+        names of 32 hexadecimal digits have one group (`dask.utils.key_split`); with
+        the dashes of the id, each task would have its own.
         """
         self.times_handed_in += 1
-        number = f"{session[:8]}.{self.attempt}.{self.times_handed_in}"
-        return f"{self.call.record.task.path}-{self.id}-{number}"
+        digits = self.id.replace("-", "")
+        is_as_enqueued = self.call.record.revision == 0  # and so by this process
+        if is_as_enqueued and self.times_handed_in == 1:
+            return digits
+        return f"{digits}-{session[:8]}.{self.attempt}.{self.times_handed_in}"
 
 
 class Errands:
