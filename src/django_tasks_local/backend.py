@@ -134,10 +134,7 @@ class FuturesBackend(BaseTaskBackend):
         options = self._parse()
         if isinstance(options, list):
             raise as_exception(options)
-        return open_state(
-            self.alias,
-            lambda: ExecutorState(alias=self.alias, sender=type(self), options=options),
-        )
+        return open_state(self.alias, sender=type(self), options=options)
 
     def _in_force(self) -> "FuturesBackend":
         """The alias's backend of the settings in force, which win."""
