@@ -1,5 +1,6 @@
 """Tasks that take longer than they may are stopped, wherever they run."""
 
+import gc
 import math
 import random
 import sys
@@ -72,6 +73,18 @@ def hasty_switches() -> Iterator[None]:
     sys.setswitchinterval(5e-6)
     yield
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def no_others_garbage() -> Iterator[None]:
+    """What other tests have left is collected before, or after: not by these threads.
+
+    Of an exception that comes into a callback of the collector's Python only says so.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def assert_timed_out(handle: LocalTaskResult[Any], seconds: float) -> None:
@@ -176,7 +189,7 @@ class TestCoroutines:
         handles = [limited(async_add, LONG_S, alias).enqueue(n, 1) for n in range(20)]
         assert [handle.wait(LONG_S) for handle in handles] == list(range(1, 21))
 
-    @pytest.mark.usefixtures("hasty_switches")
+    @pytest.mark.usefixtures("hasty_switches", "no_others_garbage")
     def test_about_as_fast_as_they_must_be_lose_no_slot(
         self, configure: Configure, gate: Gate
     ) -> None:
@@ -262,7 +275,7 @@ class TestThreads:
         gate.open()
         assert_timed_out(handle, 0.3)
 
-    @pytest.mark.usefixtures("hasty_switches")
+    @pytest.mark.usefixtures("hasty_switches", "no_others_garbage")
     def test_about_as_fast_as_they_must_be_lose_nothing_else(self, gate: Gate) -> None:
         """Thousands of times the exception comes as the function ends."""
         threads = set(our_threads())
@@ -285,7 +298,7 @@ class TestThreads:
             thread.join(LONG_S)
         assert set(our_threads()) - threads == set()
 
-    @pytest.mark.usefixtures("hasty_switches")
+    @pytest.mark.usefixtures("hasty_switches", "no_others_garbage")
     def test_that_ask_the_library_for_something_leave_it_whole(
         self, gate: Gate
     ) -> None:
