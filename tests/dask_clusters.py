@@ -179,7 +179,7 @@ class DaskCluster:
         return answers[address]
 
     def keys(self) -> set[str]:
-        """What the tasks are called that the scheduler knows."""
+        """What the tasks are called that the scheduler has known lately."""
         with Client(self.address, set_as_default=False) as client:
             keys: set[str] = client.run_on_scheduler(_keys)
         return keys
@@ -215,7 +215,7 @@ class DaskCluster:
 
 
 def _keys(dask_scheduler: Any) -> set[str]:
-    return set(dask_scheduler.tasks)
+    return {key for key, *_ in dask_scheduler.transition_log}
 
 
 def _groups(dask_scheduler: Any) -> set[str]:

@@ -6,8 +6,8 @@ import tracemalloc
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from django.conf import settings
@@ -24,6 +24,7 @@ from django_tasks_local import (
     TaskCancelled,
     TaskFailed,
     TaskTimeout,
+    WorkerLost,
 )
 from django_tasks_local.errors import path_of
 from django_tasks_local.executors import dask_cluster as dask_cluster_module
@@ -41,6 +42,8 @@ from .dask_tasks import (
     tell,
 )
 from .gates import LONG_S, Gate
+from .kept import ALIAS as KEPT
+from .kept import DASK, find, sharing
 from .stopping import limited
 from .tasks import add, async_add, colour, fail, hold
 
@@ -105,7 +108,7 @@ class TestTasks:
         gate.open()
         assert handle.wait(LONG_S) == "x"
 
-    def test_its_key_is_the_id_of_its_result(
+    def test_its_key_names_its_function_and_its_result(
         self, gate: Gate, dask_cluster: DaskCluster
     ) -> None:
         held = hold.using(backend=ALIAS)
@@ -113,8 +116,8 @@ class TestTasks:
         handles = [held.enqueue(gate.port, "x"), soon.enqueue(gate.port, "y")]
         for _ in handles:
             gate.next_visitor()
-        ids = {UUID(handle.id).hex for handle in handles}
-        assert ids <= dask_cluster.keys()
+        keys = {f"tests.tasks.hold-{handle.id}" for handle in handles}
+        assert keys <= dask_cluster.keys()
         gate.open()
         assert [handle.wait(LONG_S) for handle in handles] == ["x", "y"]
 
@@ -243,6 +246,16 @@ class TestMemory:
 
 @pytest.mark.usefixtures("nothing_left_behind")
 class TestEnd:
+    def test_store_that_may_block_knows_of_what_was_lost(
+        self, dask_cluster: DaskCluster, gate: Gate, tmp_path: Path
+    ) -> None:
+        options = {"ADDRESS": dask_cluster.address, "SHUTDOWN_TIMEOUT": 0.1}
+        with sharing(tmp_path / "results", DASK, **options):
+            handle = hold.using(backend=KEPT).enqueue(gate.port)
+            gate.next_visitor()
+            shutdown_executor(KEPT)
+            assert error_of(find(handle.id)) == path_of(WorkerLost)
+
     def test_leaves_nothing_behind_though_the_scheduler_is_just_asked(
         self, dask_cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -41,7 +41,7 @@ from .recovering_tasks import (
     tell_and_hold,
 )
 from .shared_store import SlowToAdopt, SlowToLeave, SlowToLook
-from .tasks import add, hold, own_pid
+from .tasks import add, async_hold, hold, own_pid
 
 THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
@@ -488,6 +488,17 @@ class TestLeaving:
         for thread in (first, second):
             thread.join(LONG_S)
             assert not thread.is_alive()
+
+    @pytest.mark.parametrize("kind", ["loop", "processes"])
+    def test_what_it_cuts_off_is_lost_as_the_store_knows(
+        self, path: Path, share: Open, gate: Gate, kind: str
+    ) -> None:
+        share(setting_of(path, kind, SHUTDOWN_TIMEOUT=0.1))
+        result = async_hold.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor()
+        shutdown_executor(ALIAS)
+        (error,) = find(result.id).errors
+        assert error.exception_class_path == path_of(WorkerLost)
 
     def test_a_look_that_goes_on_meanwhile_is_no_fault(
         self, path: Path, share: Open, caplog: pytest.LogCaptureFixture

@@ -46,7 +46,14 @@ from .signals import (
 from .slots import Retired, Slots
 from .task_registry import find_stored_task, stand_in
 from .timer import Timer
-from .transitions import CANCELLED_PATH, as_exception, cancelled, ended, started
+from .transitions import (
+    CANCELLED_PATH,
+    as_exception,
+    cancelled,
+    ended,
+    started,
+    started_after_all,
+)
 from .worker import ask_backoff, lost_outcome
 
 __all__ = ["Dispatcher"]
@@ -381,14 +388,16 @@ class Dispatcher(WorkerHost):
         if job is None:
             return None
         try:
+            change = started_after_all if job.is_start_in_doubt else started
             record = self._records.change(
-                job, started, worker_id, at, must_be_saved=self._is_owned
+                job, change, worker_id, at, must_be_saved=self._is_owned
             )
         except Exception:  # a store's: were this process to die, it would run again
-            job.is_put_off = True
+            job.is_put_off = job.is_start_in_doubt = True
             return None
         if record is None:
             return None
+        job.is_start_in_doubt = False
         self._send(task_started, job, record)
         timeout_s = job.timeout_s(self._options)
         if timeout_s is not None:

@@ -33,6 +33,7 @@ class Job(Completion):
         "is_decided",
         "is_pushed",
         "is_put_off",
+        "is_start_in_doubt",
         "is_queued",
         "lent",
         "slot",
@@ -57,6 +58,8 @@ class Job(Completion):
         self.is_queued: bool = False
         self.is_put_off: bool = False
         """Its start could not be saved: it has not begun."""
+        self.is_start_in_doubt: bool = False
+        """The store may have kept such a start, though it did not say so."""
         self.is_decided: bool = False
         """How it ends is known."""
         self.deadline_s: float | None = None

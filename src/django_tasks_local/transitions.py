@@ -16,7 +16,7 @@ from .records import (
     apply_start,
 )
 
-__all__ = ["CANCELLED_PATH", "as_exception", "cancelled", "ended", "started"]
+__all__ = ["CANCELLED_PATH", "as_exception", "cancelled", "ended", "started", "started_after_all"]
 
 CANCELLED_PATH = path_of(TaskCancelled)
 _CANCELLED = ErrorRecord(
@@ -46,6 +46,25 @@ def started(record: Record, worker_id: str, at: Timestamp, /) -> Record | None:
     if record.status is not TaskResultStatus.READY or record.is_cancel_requested:
         return None
     return apply_start(record, worker_id=worker_id, at=at)
+
+
+def started_after_all(record: Record, worker_id: str, at: Timestamp, /) -> Record | None:
+    """The same, where the store has failed to save such a start.
+
+    Or has it, and failed to say so: then what is there has never run.
+    """
+    if record.status is not TaskResultStatus.RUNNING:
+        return started(record, worker_id, at)
+    if record.is_cancel_requested:
+        return None
+    return apply_start(
+        record._replace(
+            started_at=record.started_at if record.worker_ids[1:] else None,
+            worker_ids=record.worker_ids[:-1],
+        ),
+        worker_id=worker_id,
+        at=at,
+    )
 
 
 def ended(record: Record, outcome: Outcome, /) -> Record | None:

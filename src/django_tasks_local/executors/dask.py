@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from multiprocessing import current_process
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,7 @@ class DaskExecutor:
         # What follows is the loop's thread's own.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
+        self._numbers = count(1)
         self._by_key: dict[str, DaskCall] = {}
         self._by_token: dict[str, DaskCall] = {}
         self._connection: Connection | None = None
@@ -161,8 +163,9 @@ class DaskExecutor:
                     # The interpreter is ending, or the system has no thread left.
                     return str(err)
                 self._thread = thread
-            self._calls[call.id] = call
-            if call.attempt == 1:
+            # Once more the same one, where Ctrl-C came while it was put here.
+            call = self._calls.setdefault(call.id, call)
+            if call.token is None and call.attempt == 1:
                 self._waiting.add(call.id)
             self._inbox.append(call)
         self._wake()
@@ -221,7 +224,9 @@ class DaskExecutor:
             self._wake()
             if thread is not threading.current_thread() and timeout_s > 0:
                 thread.join(timeout_s + _END_S)
-        self._errands.shutdown(timeout_s=max(0.0, ends_at - time.monotonic()))
+        # What is to end at once tells the host so, for which they are needed.
+        if timeout_s > 0 or thread is None or not thread.is_alive():
+            self._errands.shutdown(timeout_s=max(0.0, ends_at - time.monotonic()))
 
     def _raises(self, call: DaskCall) -> bool:
         return self._options.raises_in_threads and call.call.timeout_s is not None
@@ -255,6 +260,8 @@ class DaskExecutor:
                 reason = _shut_down(call) if self._ends_at else _BROKEN
                 call.is_starting = False
                 self._end(call, lost_outcome(call.id, reason))
+            if self._ends_at is not None:  # `shutdown` may not have waited for this
+                self._errands.shutdown(timeout_s=_END_S)
 
     async def _main(self, dask: ModuleType) -> None:
         self._changed = asyncio.Event()  # this loop's, where one has failed before
@@ -435,13 +442,15 @@ class DaskExecutor:
     def _hand_in(self, connection: "Connection") -> bool:
         """Whether anything was there."""
         batches: dict[int, list[tuple[DaskCall, str, bytes]]] = {}
+        taken = set[DaskCall]()  # after Ctrl-C one may be there twice
         while self._inbox:
             call = self._inbox.popleft()
             if call.is_withdrawn:
                 self._withdraw(call)
-            if call.is_over:
+            if call.is_over or call.future is not None or call in taken:
                 continue
-            key = call.next_key(self._session)
+            taken.add(call)
+            key = call.next_key(f"{self._session[:8]}.{next(self._numbers)}")
             try:
                 payload = self._payload(call, key)
             except Exception as err:  # a value's own code

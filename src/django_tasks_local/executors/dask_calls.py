@@ -80,23 +80,24 @@ class DaskCall:
         self.questions: deque[Callable[[], None]] = deque()
         self.is_asking: bool = False
 
-    def next_key(self, session: str) -> str:
-        """Dask's name for it, which it has once: the digits of its result's id.
+    def next_key(self, suffix: str) -> str:
+        """Dask's name for it, which it has once: the task's path and its result's id.
 
-        With more behind them for another attempt, and wherever the task may have been
-        handed in before, as by a process that has died since: Dask would take it for
-        the same one until it has forgotten that.
+        With the suffix behind them wherever the task may have been handed in before, by
+        this process or by one that has died since: Dask would take it for the same one
+        until it has forgotten that.
 
-        Dask puts tasks into groups by how their names begin, and forgets no group. All
-        names of 32 hexadecimal digits have one group (`dask.utils.key_split`); with
-        the dashes of the id, each task would have its own.
+        Dask puts tasks into groups by how their names begin (`dask.utils.key_split`).
+        By the times that those of a group have taken it gives new ones to workers, and
+        it forgets no group: so the id alone is no name.
         """
         self.times_handed_in += 1
-        digits = self.id.replace("-", "")
-        is_as_enqueued = self.call.record.revision == 0  # and so by this process
+        record = self.call.record
+        name = f"{record.task.path}-{self.id}"
+        is_as_enqueued = record.revision == 0 and record.due_at == record.run_after
         if is_as_enqueued and self.times_handed_in == 1:
-            return digits
-        return f"{digits}-{session[:8]}.{self.attempt}.{self.times_handed_in}"
+            return name
+        return f"{name}-{suffix}"
 
 
 class Errands:

@@ -53,6 +53,9 @@ class EventLoopExecutor:
         self._lock = threading.Lock()
         self._is_shut_down = False
         self._is_ending = False
+        self._has_loop_ended = False
+        self._is_left_to_loop = False
+        """The loop's thread ends the others."""
         self._loop_thread: LoopThread | None = None
         self._watch: LoopWatch | None = None
         self._threads = SyncThreads(
@@ -122,7 +125,13 @@ class EventLoopExecutor:
             loop_thread.join(timeout_s)
         if watch is not None:
             watch.end()
-        self._threads.shutdown(timeout_s=max(0.0, deadline - time.monotonic()))
+        with self._lock:  # decides who ends the threads
+            # What is to end at once tells the host so, for which they are needed.
+            is_still_needed = loop_thread is not None and not self._has_loop_ended
+            self._is_left_to_loop = is_still_needed and timeout_s <= 0
+            is_left_to_loop = self._is_left_to_loop
+        if not is_left_to_loop:
+            self._threads.shutdown(timeout_s=max(0.0, deadline - time.monotonic()))
 
     # A coroutine, on the loop's thread, from its start to its end. What the host may
     # block in is done on one of the threads beside it.
@@ -271,6 +280,11 @@ class EventLoopExecutor:
             if running.outcome is None:
                 running.outcome = lost_outcome(running.id, reason)
             self._tell(running)
+        with self._lock:
+            self._has_loop_ended = True
+            is_left_to_loop = self._is_left_to_loop
+        if is_left_to_loop:
+            self._threads.shutdown(timeout_s=0.0)
 
 
 class _Running(InterruptibleCoroutine):
