@@ -366,6 +366,15 @@ MEASUREMENTS = (
         repeats=3,
     ),
     Measurement(
+        name="cluster-mixed",
+        program="cluster_mixed",
+        contenders=("3", "dask", "dask-uuid"),
+        arguments={"rounds": 3},
+        quick={"rounds": 1},
+        repeats=3,
+        quick_repeats=1,
+    ),
+    Measurement(
         name="cluster-memory",
         program="cluster_memory",
         contenders=("3",),
@@ -728,6 +737,13 @@ FIGURES = (
         part="stores",
     ),
     *(figure for threads in (4, 16) for figure in _cluster_figures(threads)),
+    Figure(
+        measurement="cluster-mixed",
+        key="short_ms",
+        title="ten no-op tasks while long ones run on all threads but one",
+        unit="ms",
+        part="cluster",
+    ),
     *(
         Figure(
             measurement="cluster-memory",

@@ -178,7 +178,7 @@ class DaskCluster:
             answers: dict[str, bool] = client.run(_is_set_up, workers=[address])
         return answers[address]
 
-    def keys(self) -> set[str]:
+    def known_keys(self) -> set[str]:
         """What the tasks are called that the scheduler has known lately."""
         with Client(self.address, set_as_default=False) as client:
             keys: set[str] = client.run_on_scheduler(_keys)

@@ -117,7 +117,7 @@ class TestTasks:
         for _ in handles:
             gate.next_visitor()
         keys = {f"tests.tasks.hold-{handle.id}" for handle in handles}
-        assert keys <= dask_cluster.keys()
+        assert keys <= dask_cluster.known_keys()
         gate.open()
         assert [handle.wait(LONG_S) for handle in handles] == ["x", "y"]
 

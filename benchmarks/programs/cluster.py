@@ -13,9 +13,9 @@ from typing import NamedTuple
 from django_tasks_local.state import drain
 from tests.dask_clusters import DaskCluster, DaskProcess
 
-__all__ = ["Cluster", "cluster"]
+__all__ = ["WORKERS", "Cluster", "cluster"]
 
-_WORKERS = 2
+WORKERS = 2
 
 
 class Cluster(NamedTuple):
@@ -38,7 +38,7 @@ def cluster(threads: int = 4) -> Generator[Cluster]:
         DaskCluster(Path(directory)) as processes,
     ):
         scheduler = processes.start_scheduler()
-        workers = [processes.start_worker(threads=threads)[0] for _ in range(_WORKERS)]
+        workers = [processes.start_worker(threads=threads)[0] for _ in range(WORKERS)]
         os.environ["BENCHMARKS_SCHEDULER"] = processes.address
         try:
             yield Cluster(processes.address, scheduler, workers)

@@ -49,6 +49,11 @@ def wait_until_held(count: int) -> None:
         _holding.acquire()
 
 
+def take_long() -> None:
+    """Much longer than what stands behind it should have to wait."""
+    time.sleep(3.0)
+
+
 def echo(value: Any, *, note: str = "") -> Any:
     return value
 

@@ -7,6 +7,7 @@ from . import functions
 block = task(functions.block)
 no_op = task(functions.no_op)
 sleep_on_thread = task(functions.sleep_on_thread)
+take_long = task(functions.take_long)
 echo = task(functions.echo)
 nap = task(functions.nap)
 oversleep = task(functions.oversleep)

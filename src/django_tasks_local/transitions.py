@@ -16,7 +16,14 @@ from .records import (
     apply_start,
 )
 
-__all__ = ["CANCELLED_PATH", "as_exception", "cancelled", "ended", "started", "started_after_all"]
+__all__ = [
+    "CANCELLED_PATH",
+    "as_exception",
+    "cancelled",
+    "ended",
+    "started",
+    "started_after_all",
+]
 
 CANCELLED_PATH = path_of(TaskCancelled)
 _CANCELLED = ErrorRecord(
@@ -48,7 +55,9 @@ def started(record: Record, worker_id: str, at: Timestamp, /) -> Record | None:
     return apply_start(record, worker_id=worker_id, at=at)
 
 
-def started_after_all(record: Record, worker_id: str, at: Timestamp, /) -> Record | None:
+def started_after_all(
+    record: Record, worker_id: str, at: Timestamp, /
+) -> Record | None:
     """The same, where the store has failed to save such a start.
 
     Or has it, and failed to say so: then what is there has never run.
