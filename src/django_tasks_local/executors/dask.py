@@ -593,6 +593,8 @@ class DaskExecutor:
             self._end(call, stopped_outcome(call.id, TaskCancelled()))
 
     def _lose(self, call: DaskCall, reason: str) -> None:
+        if not call.token:  # it could not begin, which is being told
+            return
         if call.is_starting:  # it has an attempt only when its start was saved
             call.lost = reason
             return
