@@ -232,6 +232,7 @@ class TestScheduler:
             assert "it does not answer" in wait_until_refused(first)
             for caller in callers:
                 caller.close()
+        monkeypatch.undo()  # a scheduler that just starts may take longer to answer
         with stack:
             own.start_scheduler(port=port)
             own.start_worker()
