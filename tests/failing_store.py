@@ -39,3 +39,15 @@ class ForgetfulStore(SilentStore):
     @override
     def _fail(self, records: Sequence[Record]) -> None:
         pass
+
+
+class FlakyStore(SqliteStore):
+    """Saves nothing while it is broken."""
+
+    is_broken = False
+
+    @override
+    def save(self, records: Sequence[Record], /) -> Sequence[bool]:
+        if self.is_broken:
+            raise StoreError("The disk is full.")
+        return super().save(records)

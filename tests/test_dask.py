@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import threading
 import tracemalloc
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ from .dask_tasks import (
 from .gates import LONG_S, Gate
 from .kept import ALIAS as KEPT
 from .kept import DASK, find, sharing
-from .stopping import limited
+from .stopping import async_hold_at_the_end, limited
 from .tasks import add, async_add, colour, fail, hold
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
@@ -255,6 +256,27 @@ class TestEnd:
             gate.next_visitor()
             shutdown_executor(KEPT)
             assert error_of(find(handle.id)) == path_of(WorkerLost)
+
+    def test_nothing_begins_once_it_is_time(self, tmp_path: Path, gate: Gate) -> None:
+        with DaskCluster(tmp_path) as cluster:
+            cluster.start_scheduler()
+            cluster.start_worker(threads=2)
+            options = {"ADDRESS": cluster.address, "SHUTDOWN_TIMEOUT": 0.1}
+            with sharing(tmp_path / "results", DASK, MAX_WORKERS=3, **options):
+                stubborn = async_hold_at_the_end.using(backend=KEPT).enqueue(gate.port)
+                gate.next_visitor()
+                prompt = sleep_for_ever.using(backend=KEPT).enqueue(gate.port)
+                gate.next_visitor().let_go()
+                waiting = add.using(backend=KEPT).enqueue(1, 2)
+                cluster.wait_for_tasks(3)
+                ending = threading.Thread(target=shutdown_executor, args=(KEPT,))
+                ending.start()
+                cleaning_up = gate.next_visitor()
+                prompt.join(LONG_S)
+                cleaning_up.let_go()
+                ending.join(LONG_S)
+                assert find(waiting.id).status is READY
+                assert find(stubborn.id).status is FAILED
 
     def test_leaves_nothing_behind_though_the_scheduler_is_just_asked(
         self, dask_cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch

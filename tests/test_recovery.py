@@ -41,6 +41,7 @@ from .recovering_tasks import (
     tell_and_hold,
 )
 from .shared_store import SlowToAdopt, SlowToLeave, SlowToLook
+from .stopping import async_hold_at_the_end
 from .tasks import add, async_hold, hold, own_pid
 
 THREADS = {"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
@@ -488,6 +489,30 @@ class TestLeaving:
         for thread in (first, second):
             thread.join(LONG_S)
             assert not thread.is_alive()
+
+    def test_nothing_begins_once_it_is_time(
+        self, path: Path, share: Open, gate: Gate, other_gate: Gate
+    ) -> None:
+        share(
+            setting_of(
+                path, "loop", MAX_WORKERS=3, SYNC_THREADS=1, SHUTDOWN_TIMEOUT=0.1
+            )
+        )
+        stubborn = async_hold_at_the_end.using(backend=ALIAS).enqueue(gate.port)
+        gate.next_visitor()
+        held = hold.using(backend=ALIAS).enqueue(other_gate.port)
+        on_thread = other_gate.next_visitor()
+        # There is a slot for it, and no thread.
+        waiting = add.using(backend=ALIAS).enqueue(1, 2)
+        ending = threading.Thread(target=shutdown_executor, args=(ALIAS,))
+        ending.start()
+        cleaning_up = gate.next_visitor()
+        on_thread.let_go()
+        held.join(LONG_S)
+        cleaning_up.let_go()
+        ending.join(LONG_S)
+        assert find(waiting.id).status is TaskResultStatus.READY
+        assert find(stubborn.id).status is TaskResultStatus.FAILED
 
     @pytest.mark.parametrize("kind", ["loop", "processes"])
     def test_what_it_cuts_off_is_lost_as_the_store_knows(

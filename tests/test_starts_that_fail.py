@@ -1,18 +1,33 @@
 """A task whose start the store has failed to save, or to confirm, begins later."""
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import Context
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from django_tasks_local.errors import path_of
 from django_tasks_local.executors.dask import DaskExecutor
-from django_tasks_local.records import Call, Outcome
+from django_tasks_local.identity import new_owner, new_result_id
+from django_tasks_local.jobs import Job, Records
+from django_tasks_local.records import (
+    Call,
+    ErrorRecord,
+    Outcome,
+    Record,
+    apply_metadata,
+    apply_outcome,
+)
 from django_tasks_local.stores.sqlite import SqliteStore
+from django_tasks_local.tasks import task_spec
+from django_tasks_local.testing.contract import options_for
+from django_tasks_local.transitions import ended, started
 
 from .dask_clusters import DaskCluster
-from .failing_store import ForgetfulStore, SilentStore
+from .failing_store import FlakyStore, ForgetfulStore, SilentStore
 from .gates import LONG_S, Gate
 from .kept import ALIAS, BACKENDS, DASK, find, sharing
 from .tasks import add, hold
@@ -91,3 +106,40 @@ class TestDask:
             held = find(ids[0])
             assert held.wait(LONG_S) == "held"
             assert held.attempts == 1
+
+
+def test_task_that_another_owner_has_finished_stays_finished(tmp_path: Path) -> None:
+    """However many of its changes the store has not saved in the meantime."""
+    options = replace(
+        options_for(store=SqliteStore), store_options={"PATH": tmp_path / "results"}
+    )
+    store = FlakyStore(options, alias=ALIAS)
+    record = Record(
+        new_result_id(),
+        task_spec(add),
+        ALIAS,
+        "[[1, 2], {}]",
+        None,
+        new_owner(),
+        time.time(),
+    )
+    store.add([record], on_visible=lambda: None)
+    records = Records(store, alias=ALIAS, is_owned=True)
+    job = Job(record, task=add, context=Context())
+    assert records.change(job, started, "first", time.time(), must_be_saved=True)
+    store.is_broken = True
+    for number in range(3):
+        records.change(job, apply_metadata, f'{{"n":{number}}}')
+    failure = ErrorRecord("builtins.OSError", "OSError\n")
+    again = Outcome(record.id, time.time(), error=failure, retry_after_s=0.0)
+    records.change(job, ended, again)
+    store.is_broken = False
+    taken = store.get([record.id])[record.id]
+    taken = taken._replace(owner=new_owner(), revision=taken.revision + 1)
+    finished = apply_outcome(taken, Outcome(record.id, time.time(), value="3"))
+    assert store.save([taken]) == store.save([finished]) == [True]
+    assert (
+        records.change(job, started, "again", time.time(), must_be_saved=True) is None
+    )
+    assert store.get([record.id])[record.id] == finished
+    store.close()

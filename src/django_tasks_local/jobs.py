@@ -184,7 +184,8 @@ class Records:
                 return None
             other = self._store.get([record.id]).get(record.id)
             if other is not None:
-                if other.revision >= record.revision:
+                is_anothers = other.owner != record.owner
+                if is_anothers or other.is_past(record.revision - 1):
                     return other
                 if self._save_anew(record, other):
                     return None

@@ -313,9 +313,11 @@ class DaskExecutor:
 
     def _is_at_end(self) -> bool:
         """Whether there is nothing more to do, or no time left for it."""
-        if self._ends_at is None:
-            return False
-        return not self._calls or time.monotonic() >= self._ends_at
+        is_idle = self._ends_at is not None and not self._calls
+        return is_idle or self._is_out_of_time()
+
+    def _is_out_of_time(self) -> bool:
+        return self._ends_at is not None and time.monotonic() >= self._ends_at
 
     async def _connect(self, dask: ModuleType) -> bool:
         try:
@@ -577,7 +579,10 @@ class DaskExecutor:
         call.token = ""
 
         def fail() -> None:
-            self._host.started(call.id, worker_id=worker, at=time.time())
+            try:
+                self._host.started(call.id, worker_id=worker, at=time.time())
+            except BaseException:  # as in `_start`
+                log_exception(_FAILED, self._host.alias)
             self._call_soon(self._end, call, outcome)
 
         self._errands.run(fail)
@@ -650,7 +655,9 @@ class DaskExecutor:
     def _take_question(self, ask: Ask, token: str, worker: str) -> None:
         """A worker asks whether it may begin: the first one may."""
         call = self._by_key.get(ask.key)
-        if call is None or (call.token is not None and call.token != token):
+        if call is not None and call.token is None and self._is_out_of_time():
+            self._send(worker, token, Decline())  # as nothing begins any more
+        elif call is None or (call.token is not None and call.token != token):
             self._send(worker, token, Decline())
             if call is not None and call.token:
                 # Dask runs it again, so that it has lost the first.

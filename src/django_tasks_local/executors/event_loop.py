@@ -130,7 +130,9 @@ class EventLoopExecutor:
             is_still_needed = loop_thread is not None and not self._has_loop_ended
             self._is_left_to_loop = is_still_needed and timeout_s <= 0
             is_left_to_loop = self._is_left_to_loop
-        if not is_left_to_loop:
+        if is_left_to_loop:
+            self._threads.refuse_functions()
+        else:
             self._threads.shutdown(timeout_s=max(0.0, deadline - time.monotonic()))
 
     # A coroutine, on the loop's thread, from its start to its end. What the host may

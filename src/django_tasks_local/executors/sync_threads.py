@@ -93,6 +93,7 @@ class SyncThreads:
         self._errands: deque[Work] = deque()
         self._functions: deque[Work] = deque()
         self._threads: set[threading.Thread] = set()
+        self._takes_functions = True
         self._is_shut_down = False
         self._places = [Place(threading.Condition(self._lock)) for _ in range(count)]
         self._turns = cycle(self._places)
@@ -138,6 +139,8 @@ class SyncThreads:
         give_way(self._lock)
         with self._lock:  # decides whether a free thread begins, or the next to be free
             self._check_that_it_is_open()
+            if not is_errand and not self._takes_functions:
+                raise RuntimeError(_SHUT_DOWN)
             waiting.append(work)
             free = [place for place in self._places if not place.is_busy]
             if free:
@@ -179,6 +182,15 @@ class SyncThreads:
                     place.is_busy = False
                     if place.calls or self._errands or self._functions:
                         self._wake(place)
+
+    def refuse_functions(self) -> None:
+        """Give up what no thread has begun, but for errands, and take no more of it."""
+        with self._lock:  # decides whether a thread begins it, or nobody does
+            self._takes_functions = False
+            left = list(self._functions)
+            self._functions.clear()
+        for work in left:
+            work.give_up()
 
     def shutdown(self, *, timeout_s: float) -> None:
         """Let each thread end after its work; wait for them `timeout_s` seconds.
